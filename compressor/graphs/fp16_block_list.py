@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from compressor.graphs.values import DEQUANTIZE, QUANTIZE, Array, constant_array
+from compressor.graphs.values import DEQUANTIZE, QUANTIZE, Array, constant_array, producer_of
 
 FP16_MAX = 65504.0
 """The largest finite value of FP16."""
@@ -183,6 +183,28 @@ def _block_neighbours(convertible: list[ir.Node], blocked: dict[ir.Node, Reason]
         blocked |= dict.fromkeys(rounded, Reason(Cause.NEIGHBOUR, "rounded with a node in FP32"))
 
 
+def _crashes(node: ir.Node) -> bool:
+    """Return True for a matrix product of a constant and a value whose first axis was moved.
+
+    ONNX Runtime fuses Transpose, with a Cast in between too, into such a product, and then crashes
+    (MatmulTransposeFusion, 1.32). So the Transpose before it stays in FP32 as well.
+    """
+    if node.op_type == "Transpose":
+        readers = [reader for reader, index in node.outputs[0].uses() if index == 0]
+        return _moves_batch(node) and any(map(_multiplies_constant, readers))
+    transpose = producer_of(node.inputs[0], "Transpose") if _multiplies_constant(node) else None
+    return transpose is not None and _moves_batch(transpose)
+
+
+def _multiplies_constant(node: ir.Node) -> bool:
+    return node.op_type == "MatMul" and constant_array(node.inputs[1]) is not None
+
+
+def _moves_batch(transpose: ir.Node) -> bool:
+    order = transpose.attributes.get_ints("perm")
+    return order is None or order[0] != 0
+
+
 def _shape_nodes(model: ir.Model) -> set[ir.Node]:
     """Return the nodes that depend on the sizes of the inputs and not on their values."""
     constant: set[ir.Node] = set()
@@ -209,6 +231,8 @@ def _reason(node: ir.Node, criteria: BlockList) -> Reason | None:
         return problem
     if node.op_type in _RECURRENT:
         return Reason(Cause.OPERATOR, "a recurrent layer, whose errors add up over the steps")
+    if _crashes(node):
+        return Reason(Cause.OPERATOR, "ONNX Runtime 1.32 crashes where it fuses it in FP16")
     if node.op_type in _STEEP:
         return Reason(Cause.OPERATOR, "a power, root, exponential or logarithm")
     for name in (divisor_of(node), *(value.name for value in node.outputs)):

@@ -75,8 +75,9 @@ class OptimizeOnnxConfig(PassConfig):
     """`fp32`: the graph is simplified and stays in float. `fp16`: floats are stored and computed in
     FP16, but for nodes that would overflow or lose too much. `int8`: convolutions and products with
     constant weights multiply integers of 8 bits, weights and activations (QuantizeLinear and
-    DequantizeLinear). `int4`: constant weights of matrix products are stored in 4 bits, in blocks
-    that share a scale (DequantizeLinear); activations stay in float."""
+    DequantizeLinear); with `target: onnxruntime` LSTM layers too (DynamicQuantizeLSTM, with ranges
+    of each run). `int4`: constant weights of matrix products are stored in 4 bits, in blocks that
+    share a scale (DequantizeLinear); activations stay in float."""
     target: Target = "onnxruntime"
     """Runtime that the integers are laid out for. `onnxruntime`: values have zero-points, results
     of convolutions are rounded too, and the operators between them compute integers. `tensorrt`:
@@ -90,8 +91,8 @@ class OptimizeOnnxConfig(PassConfig):
     """Number of consecutive weights that share a scale with `precision: int4`. The last block of an
     output may have fewer, except for TensorRT, which leaves such products in float."""
     ignore: tuple[str, ...] = ()
-    """Products and embedding tables that stay in float, by the name of the node or the table or a
-    pattern such as `/head/*`, with `precision: int8` and `int4`."""
+    """Products, LSTM layers and embedding tables that stay in float, by the name of the node or the
+    table or a pattern such as `/head/*`, with `precision: int8` and `int4`."""
     bias_correction: bool = True
     """Correct biases so that rounding does not shift the mean of a result (Nagel et al. 2019), with
     `precision: int8`."""
@@ -138,6 +139,11 @@ class OptimizeOnnxConfig(PassConfig):
             and self.precision in {"int8", "int4"}
             and self.target == "onnxruntime"
         )
+
+    @property
+    def stores_recurrent(self) -> bool:
+        """True if weights of LSTM layers are stored as INT8."""
+        return self.precision == "int8" and self.target == "onnxruntime"
 
     def _unused_fields(self) -> list[str]:
         """Return a line for each field that the user set and the precision makes useless."""

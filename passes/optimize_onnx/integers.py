@@ -24,6 +24,7 @@ from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.gemms import split_gemm
 from compressor.graphs.integer_regions import Product, float_products, rounded_values
 from compressor.graphs.qdq import store_integer_weights
+from compressor.graphs.recurrent import float_lstms, store_integer_lstm
 from compressor.graphs.rounding_nodes import round_value, round_weight
 from compressor.graphs.values import Array, constant_array
 from compressor.models.quantized.quantization import Bits, Grid
@@ -58,7 +59,7 @@ class IntegerGraphs:
     threads: int
 
     def build(self, names: Sequence[str]) -> IntegerGraph:
-        """Return a graph in which the named products are integer, and the tables that may be.
+        """Return a graph in which the named layers are integer, and the tables that may be.
 
         A product whose value no sample reaches, or is constant, is left in float by the caller.
         """
@@ -75,6 +76,9 @@ class IntegerGraphs:
             round_value(model, rounded, scale, zero)
         for product in products:
             round_weight(model, product, _weight_scales(product))
+        for name, node in float_lstms(model).items():
+            if name in wanted:
+                store_integer_lstm(model, node, _row_scales)
         corrected = 0
         if self.config.bias_correction:
             corrected = correct_biases(model, products, self.feeds, self.threads)
@@ -97,7 +101,12 @@ class IntegerGraphs:
 def _weight_scales(product: Product) -> Array:
     weight = constant_array(product.weight)
     assert weight is not None  # noqa: S101 - a product has a constant weight
-    rows = torch.from_numpy(np.moveaxis(weight, product.axis, 0).copy())
+    return _row_scales(np.moveaxis(weight, product.axis, 0))
+
+
+def _row_scales(weight: Array) -> Array:
+    """Return a scale for each row of a weight [O, …]."""
+    rows = torch.from_numpy(weight.copy())
     scales_O: Array = weight_scales(rows, Grid(bits=_BITS), "mse").numpy()
     return scales_O
 

@@ -16,6 +16,7 @@ from compressor.errors import RequirementError
 from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.graphs.integer_regions import Product, float_products
+from compressor.graphs.recurrent import float_lstms
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.runtimes.formats import format_named
 from passes.common.graph_samples import graph_inputs, load_feeds
@@ -26,7 +27,7 @@ from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
 from passes.optimize_onnx.keep_float import choose_float_products
 from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.prepare import prepare_graph
-from passes.optimize_onnx.selection import float_operators, select_products
+from passes.optimize_onnx.selection import float_operators, is_ignored, select_products
 from passes.optimize_onnx.smoothing import smooth_values
 from passes.optimize_onnx.verification import check_prepared, compare_with_parent
 
@@ -111,7 +112,9 @@ def _to_int8(
         smoothed = smooth_values(graph, products, feeds, config.target, context.threads)
     ranges = observe_ranges(config, graph, products, feeds, context)
     unused = _unused(products, ranges)
+    recurrent = float_lstms(graph) if config.stores_recurrent else {}
     names = [product.name for product in products if product.name not in unused]
+    names += [name for name in recurrent if not is_ignored(config, name)]
     if not names:
         raise RequirementError(
             "no product reads values that vary on the samples",
@@ -130,8 +133,8 @@ def _to_int8(
     result = graphs.build(names)
     return result.model, {
         "products": len(names),
-        "kept_float": sorted({product.name for product in float_products(graph)} - set(names)),
-        "float_operators": _float_operators(graph, context),
+        "kept_float": sorted({*_product_names(graph), *recurrent} - set(names)),
+        "float_operators": _float_operators(graph, list(recurrent.values()), context),
         "corrected_biases": result.corrected_biases,
         **({"embeddings": result.tables} if config.stores_tables else {}),
         "smoothed": smoothed,
@@ -139,9 +142,15 @@ def _to_int8(
     }
 
 
-def _float_operators(graph: ir.Model, context: PassContext) -> dict[str, int]:
+def _product_names(graph: ir.Model) -> list[str]:
+    return [product.name for product in float_products(graph)]
+
+
+def _float_operators(
+    graph: ir.Model, recurrent: Sequence[ir.Node], context: PassContext
+) -> dict[str, int]:
     """Return what multiplies in float all the same, and note it."""
-    counts = float_operators(graph, float_products(graph))
+    counts = float_operators(graph, float_products(graph), recurrent)
     if counts:
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.items())
         context.note(f"without an integer form, so in float: {listed}")

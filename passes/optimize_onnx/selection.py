@@ -1,4 +1,4 @@
-"""The products that a config quantizes."""
+"""The products and recurrent layers that a config quantizes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from compressor.config.discovery import closest
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import embedding_tables
 from compressor.graphs.integer_regions import Product, float_products
+from compressor.graphs.recurrent import float_lstms
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 
 _MULTIPLYING = frozenset(
@@ -28,7 +29,8 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
     products = float_products(graph)
     if config.precision == "int4":
         products = tuple(product for product in products if product.node.op_type != "Conv")
-    if not products:
+    recurrent = list(float_lstms(graph)) if config.stores_recurrent else []
+    if not products and not recurrent:
         what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
         raise RequirementError(
             f"the graph has no {what} with a constant weight in FP32",
@@ -36,7 +38,7 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
             if config.precision == "int4"
             else "set `precision: fp16`",
         )
-    names = [product.name for product in products]
+    names = [*(product.name for product in products), *recurrent]
     tables = [str(value.name) for value in embedding_tables(graph)] if config.stores_tables else []
     unmatched = [
         pattern
@@ -51,23 +53,26 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
             if near
             else f"its products are {', '.join(names)}",
         )
-    chosen = tuple(
-        product
-        for product in products
-        if not any(fnmatchcase(product.name, pattern) for pattern in config.ignore)
-    )
+    chosen = [name for name in names if not is_ignored(config, name)]
     if not chosen:
         raise RequirementError("`ignore` leaves no product to quantize", remedy="shorten it")
-    return chosen
+    return tuple(product for product in products if product.name in chosen)
 
 
-def float_operators(graph: ir.Model, products: Sequence[Product]) -> dict[str, int]:
+def is_ignored(config: OptimizeOnnxConfig, name: str) -> bool:
+    """Return True if a layer of this name stays in float."""
+    return any(fnmatchcase(name, pattern) for pattern in config.ignore)
+
+
+def float_operators(
+    graph: ir.Model, products: Sequence[Product], recurrent: Sequence[ir.Node] = ()
+) -> dict[str, int]:
     """Return the operators that multiply and have no integer form here, with their number.
 
-    They are recurrent layers, transposed convolutions, products of two computed values, and all
-    that lies in subgraphs.
+    They are recurrent layers but LSTM in ONNX Runtime, transposed convolutions, products of two
+    computed values, and all that lies in subgraphs.
     """
-    nodes = {product.node for product in products}
+    nodes = {*(product.node for product in products), *recurrent}
     counts = Counter(
         node.op_type
         for node in graph.graph.all_nodes()

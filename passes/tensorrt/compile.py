@@ -11,12 +11,14 @@ make a first run allocate differently from a second one).
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from compressor.artifacts.causes import cause_in_text, describe_ending, failed_child
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import PassError
+from compressor.graphs.files import read_graph
 from compressor.runtimes.tensorrt.backends import BACKENDS
 from compressor.runtimes.tensorrt.manifest import (
     BuildBundle,
@@ -29,6 +31,7 @@ from passes.common.reproducible_child import run_module
 from passes.tensorrt.compile_worker import BuildReport, BuildRequest, add_message
 
 _TAIL_LINES = 12
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
 def compile_engines(
@@ -114,11 +117,27 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
             raise cause
         raise PassError(
             f"{library} {report.version} cannot build {subject}:\n" + _indent(report.errors),
-            remedy="`autoglm-compress lint --target tensorrt` lists nodes that TensorRT refuses",
+            remedy=_refusal_remedy(folder / request.onnx),
         )
     for line in report.warnings:
         add_message(messages, line)
     return report.model_copy(update={"warnings": tuple(messages)})
+
+
+def _refusal_remedy(file: Path) -> str:
+    """Return what to change about a graph that TensorRT cannot build.
+
+    Where it fails on branches and loops, it names no node, and there is no rule for them.
+    """
+    remedy = "`autoglm-compress lint --target tensorrt` lists nodes that TensorRT refuses"
+    counts = Counter(node.op_type for node in read_graph(file).graph.node)
+    found = [f"{counts[name]} {name}" for name in _CONTROL_FLOW if counts[name]]
+    if not found:
+        return remedy
+    return (
+        f"{remedy}; the graph has {', '.join(found)}, some forms of which it cannot build: export "
+        "the model without branches and loops, with inputs of fixed sizes"
+    )
 
 
 def _indent(lines: Sequence[str]) -> str:

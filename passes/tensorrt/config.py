@@ -22,7 +22,7 @@ class Calibration(Record):
     num_samples: Annotated[int, Field(ge=1)] = 64
     """Number of samples; the whole data set if it has fewer."""
     batch_size: BatchSize = 16
-    """Samples per run of the graph."""
+    """Samples per run of the graph; those that the graph takes, where its inputs fix them."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the selection. The data set is divided into `num_samples` equal stretches, and one
     sample is drawn at random from each."""

@@ -8,6 +8,7 @@ from typing import Any
 from onnxscript import ir
 
 from compressor.artifacts.fingerprint import digest_file
+from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model
@@ -29,6 +30,7 @@ from passes.tensorrt.compile import build_bundle, compile_engines
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import (
     cast_byte_inputs,
+    name_dimensions,
     write_graph,
 )
 from passes.tensorrt.precision import convert_precision
@@ -54,6 +56,7 @@ def build_artifact(
     if frozen := freeze_default_inputs(graph):
         context.note(f"inputs with a default value became constants: {', '.join(frozen)}")
     cast_byte_inputs(graph)
+    name_dimensions(graph)
     summary: dict[str, Any] = {
         "backend": resolve_backend(config.backend).name,
         "targets": list(targets),
@@ -61,16 +64,19 @@ def build_artifact(
         "floats": config.float_type,
     }
     _report_progress(context, 0)
-    summary |= convert_precision(config, graph, context)
+    feeds: list[Batch] = []
+    if config.calibration is not None:
+        feeds = load_feeds(config.calibration, graph_inputs(graph), context, model)
+    summary |= convert_precision(config, graph, feeds, context)
     check_converted_graph(config, graph, targets)
     files = write_graph(graph, out)
     _report_progress(context, 1)
-    if config.calibration is not None:
-        feeds = load_feeds(config.calibration, graph_inputs(graph), context)
+    if feeds:
         differences = compare_graphs(model, out, feeds, context.threads)
         summary["against_parent"] = {
             "max_abs": max(each.max_abs for each in differences.values()),
             "cosine": min(each.cosine for each in differences.values()),
+            "relative_error": max(each.relative_error for each in differences.values()),
         }
     settings = _build_settings(config, graph, {name: digest_file(out / name) for name in files})
     if not targets:

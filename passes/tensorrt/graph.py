@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxscript import ir
 
 from compressor.graphs.saving import exceeds_protobuf, save_model
+from compressor.graphs.signature import dimension
 
 _MOVING = frozenset(
     {
@@ -84,6 +85,19 @@ def _nodes_before_cast(value: ir.Value) -> list[ir.Node] | None:
             movers.append(reader)
             pending.append(reader.outputs[0])
     return movers
+
+
+def name_dimensions(model: ir.Model) -> None:
+    """Give each unnamed dimension of the inputs a name of its own, in place.
+
+    TensorRT takes dimensions of one name for equal, even where exporters call all of them "?".
+    """
+    for value in model.graph.inputs:
+        if value.shape is not None:
+            sizes = (size if isinstance(size, int) else size.value for size in value.shape)
+            value.shape = ir.Shape(
+                [dimension(str(value.name), axis, size) for axis, size in enumerate(sizes)]
+            )
 
 
 def byte_arithmetic(model: ir.Model) -> list[str]:

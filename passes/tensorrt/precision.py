@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from onnxscript import ir
 
+from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.graphs.blocks import store_int4_weights
-from passes.common.graph_samples import graph_inputs, load_feeds
 from passes.common.half_floats import convert_floats
 from passes.tensorrt.config import TensorRTConfig
 from passes.tensorrt.graph import count_integers
 
 
 def convert_precision(
-    config: TensorRTConfig, graph: ir.Model, context: PassContext
+    config: TensorRTConfig, graph: ir.Model, feeds: Sequence[Batch], context: PassContext
 ) -> dict[str, Any]:
     """Convert a graph in place to the types that the config requests.
+
+    Args:
+        config: config of the step.
+        graph: the graph.
+        feeds: the samples of the calibration.
+        context: context of the step.
 
     Returns:
         The decisions, for the summary of the manifest.
@@ -32,7 +39,6 @@ def convert_precision(
         summary |= _quantize_weights(config, graph, context)
     if config.float_type == "fp16":
         assert config.calibration is not None  # noqa: S101 - FP16 requires it
-        feeds = load_feeds(config.calibration, graph_inputs(graph), context)
         summary |= convert_floats(graph, feeds, config.data_max, config.calibration.data)
     return summary
 

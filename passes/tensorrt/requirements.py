@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onnxscript import ir
 
+from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model
@@ -52,11 +54,15 @@ def check_graph(config: TensorRTConfig, model: Path, context: PassContext) -> No
     linted_targets = targets if config.float_type == "fp32" else ()
     offenders = [
         *precision_offenders(config, _integers(graph), graph.opset_imports[""]),
-        *_profile_offenders(config, graph, context),
+        *_profile_offenders(config, graph, model, replace(context, note=_no_note)),
         *_graph_offenders(config, graph),
         *_lint_offenders(config, graph, linted_targets),
     ]
     check_no_offenders(offenders, targets)
+
+
+def _no_note(text: str) -> None:
+    """Drop what the step notes when it runs."""
 
 
 def check_converted_graph(config: TensorRTConfig, graph: ir.Model, targets: Sequence[str]) -> None:
@@ -69,14 +75,14 @@ def check_converted_graph(config: TensorRTConfig, graph: ir.Model, targets: Sequ
 
 
 def _profile_offenders(
-    config: TensorRTConfig, graph: ir.Model, context: PassContext
+    config: TensorRTConfig, graph: ir.Model, model: Path, context: PassContext
 ) -> list[Offender]:
     """Return where profiles are missing, or do not fit the inputs or the samples."""
     inputs = graph_inputs(graph)
     profiles = expand_profiles(config.profiles, inputs)
-    batches = (
-        [{}] if config.calibration is None else load_feeds(config.calibration, inputs, context)
-    )
+    batches: list[Batch] = [{}]
+    if config.calibration is not None:
+        batches = load_feeds(config.calibration, inputs, context, model)
     shapes = [{name: array.shape for name, array in feeds.items()} for feeds in batches]
     problems = [line for batch in shapes for line in profile_problems(inputs, profiles, batch)]
     missing = missing_profile_offenders(inputs, profiles)

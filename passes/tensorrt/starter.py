@@ -22,7 +22,7 @@ def starter_fields(model: StarterModel) -> Mapping[str, Any]:
 
     Without samples that show what would overflow, the engine computes in FP32.
     """
-    profiles = {spec.name: _profile(spec) for spec in model.inputs or () if _is_dynamic(spec)}
+    profiles = _profiles(model)
     precision: dict[str, Any] = {"precision": "fp32"}
     if model.data is not None:
         precision = {"calibration": {"data": model.data}}
@@ -39,14 +39,46 @@ def _targets() -> dict[str, Any]:
     return {"backend": "rtx", **targets} if trt.installed else targets
 
 
+def _profiles(model: StarterModel) -> dict[str, dict[str, list[int]]]:
+    """Return a profile of each input of the graph with dynamic dimensions.
+
+    Dimensions of one name have one range: that of a batch, or the size that the samples have.
+    """
+    sampled = model.inputs or ()
+    stated = None if model.facts.graph_inputs is None else model.facts.graph_inputs()
+    declared = {spec.name: spec for spec in stated or sampled}
+    pairs = [(declared.get(spec.name, spec), spec) for spec in sampled]
+    dimensions = [
+        (size, known, axis)
+        for spec, sample in pairs
+        for axis, (size, known) in enumerate(zip(spec.shape, sample.shape, strict=True))
+        if isinstance(size, str)
+    ]
+    ranges: dict[str, tuple[int, int, int]] = {}
+    for size, known, axis in sorted(dimensions, key=_precedence):
+        ranges.setdefault(size, _range(known, axis))
+    return {spec.name: _profile(spec, ranges) for spec, _ in pairs if _is_dynamic(spec)}
+
+
 def _is_dynamic(spec: InputSpec) -> bool:
     return any(isinstance(size, str) for size in spec.shape)
 
 
-def _profile(spec: InputSpec) -> dict[str, list[int]]:
-    ranges = [
-        (size, size, size) if isinstance(size, int) else _OTHER if axis else _BATCH
-        for axis, size in enumerate(spec.shape)
-    ]
-    low, best, high = zip(*ranges, strict=True)
+def _precedence(dimension: tuple[str, int | str, int]) -> int:
+    """Return 0 for a batch, 1 for a known size and 2 for others."""
+    _, known, axis = dimension
+    if isinstance(known, int):
+        return 1
+    return 2 if axis else 0
+
+
+def _range(known: int | str, axis: int) -> tuple[int, int, int]:
+    if isinstance(known, int):
+        return (known, known, known)
+    return _OTHER if axis else _BATCH
+
+
+def _profile(spec: InputSpec, ranges: Mapping[str, tuple[int, int, int]]) -> dict[str, list[int]]:
+    sizes = [(size,) * 3 if isinstance(size, int) else ranges[size] for size in spec.shape]
+    low, best, high = zip(*sizes, strict=True)
     return {"min": list(low), "opt": list(best), "max": list(high)}

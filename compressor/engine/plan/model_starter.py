@@ -163,11 +163,15 @@ def _with_sizes(specs: Sequence[InputSpec], samples: Sequence[InputFacts]) -> tu
     """
     shapes = {facts.name: facts.shape for facts in samples}
     return tuple(
-        replace(spec, shape=_with_known(spec.shape, (None, *shapes[spec.name])))
-        if shapes.get(spec.name) is not None
-        else spec
+        spec if (shape := shapes.get(spec.name)) is None else _with_known_sizes(spec, shape)
         for spec in specs
     )
+
+
+def _with_known_sizes(spec: InputSpec, sample: tuple[int | None, ...]) -> InputSpec:
+    """Return an input with the sizes of a sample, which lacks the batch or is a whole input."""
+    is_whole = len(sample) == len(spec.shape)
+    return replace(spec, shape=_with_known(spec.shape, sample if is_whole else (None, *sample)))
 
 
 def _with_known(shape: tuple[int | str, ...], sizes: Sequence[int | None]) -> tuple[int | str, ...]:

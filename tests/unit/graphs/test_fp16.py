@@ -283,3 +283,15 @@ def test_a_batch_normalization_by_the_batch_sums(tmp_path):
 def load_typed(model, folder):
     onnx.save(model, folder / "model.onnx")
     return load_typed_model(folder)
+
+
+@pytest.mark.parametrize(("order", "is_fp32"), [((1, 0, 2), True), ((0, 2, 1), False)])
+def test_a_product_that_onnxruntime_crashes_on_stays_in_fp32(order, is_fp32, tmp_path):
+    weight = np.random.default_rng(0).normal(size=(4, 5)).astype(np.float32)
+    shape = (2, 4, 4)
+    nodes = [node("Transpose", "x", "t", perm=order), node("MatMul", "t k", "logits")]
+    model = model_of(nodes, {"k": weight}, shape=shape)
+    [*entries] = convert_to_fp16(load_typed(model, tmp_path), BlockList({}))
+    operators = [str(entry.row()["operator"]) for entry in entries]
+    assert sorted(operators) == (["MatMul", "Transpose"] if is_fp32 else [])
+    convert(model, tmp_path, {"x": np.ones(shape, np.float32)})  # runs it

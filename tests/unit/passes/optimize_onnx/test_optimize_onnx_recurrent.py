@@ -1,0 +1,82 @@
+"""LSTM layers of foreign graphs in INT8, as ONNX Runtime computes them."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from compressor.errors import RequirementError
+from tests.support.engines import node
+from tests.support.foreign_graphs import Optimized, graph, weight
+
+DRAW = np.random.default_rng(11)
+FRAMES = DRAW.normal(size=(16, 20, 1, 12)).astype(np.float32)
+HIDDEN = 24
+
+
+def recurrent(directions=2, *, head=True, **attributes):
+    """Return an LSTM with another below it in the float graph, and a product if it has a head."""
+    weights = {
+        "w": weight(directions, 4 * HIDDEN, 12) * 6,
+        "r": weight(directions, 4 * HIDDEN, HIDDEN) * 4,
+        "b": DRAW.normal(size=(directions, 8 * HIDDEN)).astype(np.float32) * 0.1,
+    }
+    direction = "bidirectional" if directions == 2 else "forward"
+    lstm = node("LSTM", "frames w r b", "states", hidden_size=HIDDEN, direction=direction)
+    lstm.attribute.extend(onnx.helper.make_attribute(*pair) for pair in attributes.items())
+    nodes, outputs = [lstm], {"states": None}
+    if head:
+        weights["k"] = weight(HIDDEN, 5)
+        nodes.append(node("MatMul", "states k", "scores"))
+        outputs = {"scores": None}
+    return graph(nodes, weights, {"frames": [20, 1, 12]}, outputs, opset=14)
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+def test_an_lstm_multiplies_integers_and_stays_close(tmp_path, directions):
+    result = Optimized(recurrent(directions), tmp_path, {"frames": FRAMES})
+    assert "DynamicQuantizeLSTM" in result.operators()
+    assert "LSTM" not in result.operators()
+    before, after = result.sizes()
+    assert after < 0.45 * before
+    assert (
+        0 < result.summary["against_parent"]["scores"]["relative_error"] < 0.3
+    )  # 0.05 with exact products
+    assert (result.summary["products"], result.summary["float_operators"]) == (2, {})
+
+
+def test_scales_are_those_of_each_gate_of_each_unit(tmp_path):
+    result = Optimized(recurrent(), tmp_path, {"frames": FRAMES})
+    scales = {tuple(t.dims) for t in result.graph.initializer if "grid" in t.name}
+    assert scales == {(2, 4 * HIDDEN)}
+
+
+def test_a_graph_of_recurrent_layers_alone_is_quantized(tmp_path):
+    result = Optimized(recurrent(head=False), tmp_path, {"frames": FRAMES})
+    assert result.operators() == ["DynamicQuantizeLSTM"]
+    assert result.summary["products"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "model"),
+    [
+        ({"ignore": ["states"]}, {}),
+        ({"target": "tensorrt"}, {}),
+        ({}, {"directions": 1, "layout": 0, "input_forget": 0, "clip": 3.0}),
+    ],
+)
+def test_layers_that_stay_float_are_told(tmp_path, fields, model):
+    result = Optimized(recurrent(**model), tmp_path, {"frames": FRAMES}, **fields)
+    if model:
+        assert "DynamicQuantizeLSTM" in result.operators()
+        return
+    assert "LSTM" in result.operators()
+    types = {t.name: t.data_type for t in result.graph.initializer}
+    assert (types["w"], types["r"]) == (TensorProto.FLOAT, TensorProto.FLOAT)
+    told = [*result.summary["kept_float"], *result.summary["float_operators"]]
+    assert told == (["states"] if "ignore" in fields else ["LSTM"])
+
+
+def test_ignoring_the_only_layer_leaves_nothing_to_quantize(tmp_path):
+    with pytest.raises(RequirementError, match="leaves no product"):
+        Optimized(recurrent(head=False), tmp_path, {"frames": FRAMES}, ignore=["states"])
