@@ -34,6 +34,8 @@ SECTIONS = {
         "compressor/models/checkpoint",
         "compressor/models/families/transformers",
         "compressor/models/quantized",
+        "compressor/models/consumers",
+        "compressor/analysis/consumer_lint",
     ),
     "Modules of your own, timm and torchvision": ("compressor/models/families/module",),
     "Capabilities that a pass needs": ("compressor/models/capabilities",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,7 +25,10 @@ from compressor.commands.options import (
     RunPath,
     StoreDir,
 )
-from compressor.errors import CompressError, DamagedArtifactError
+from compressor.errors import CompressError, DamagedArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PANEL = "Analysis"
 app = typer.Typer()
@@ -198,25 +201,61 @@ def bisect(
 def lint(
     path: Annotated[
         Path,
-        typer.Argument(help="ONNX file, folder with model.onnx, or ONNX artifact.", metavar="PATH"),
+        typer.Argument(
+            help="ONNX file or artifact, or a packed checkpoint (vllm, transformers).",
+            metavar="PATH",
+        ),
     ],
     target: Annotated[
         str,
-        typer.Option(help="Runtime to check for: onnxruntime, onnxruntime-mobile or tensorrt."),
+        typer.Option(
+            help="onnxruntime, onnxruntime-mobile, tensorrt, vllm or transformers.",
+        ),
     ] = "onnxruntime",
+    tp: Annotated[
+        int | None,
+        typer.Option(help="GPUs that share each layer (vllm).", min=1, max=64, show_default="1"),
+    ] = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Compute capability, such as sm89, or cpu (vllm).", show_default="sm89"),
+    ] = None,
+    mm_encoder_tp_mode: Annotated[
+        str | None,
+        typer.Option(help="vLLM's option: weights, or data for whole vision towers."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the nodes of a quantized ONNX graph that a runtime rejects.
+    """List what a runtime rejects in a quantized ONNX graph, or in a packed checkpoint.
 
-    Nodes that the runtime computes in float are listed as well. Exits with code 1 if there are any.
-    Before them stands what the graph holds: float types, products, integers, control flow.
+    Of a graph, what it holds is shown first (float types, products, integers, control flow), and
+    nodes that the runtime computes in float are listed as well. Of a checkpoint with 2
+    to 8 bits, made by this tool or another, every layer is listed: whether it loads, in which
+    kernel, why not, and the nearest grid that does. Exits with code 1 if anything is rejected.
     """
+    from compressor.analysis.consumer_lint import CONSUMERS
+
+    options = {"tp": tp, "gpu": gpu, "mm_encoder_tp_mode": mm_encoder_tp_mode}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and target != "vllm":
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"{names}: for --target vllm alone", remedy=f"leave out {names}")
+    if target in CONSUMERS:
+        rejected = _lint_checkpoint(path, target, given, as_json=as_json)
+    else:
+        rejected = _lint_graph(path, target, as_json=as_json)
+    if rejected:
+        raise typer.Exit(CompressError.exit_code)
+
+
+def _lint_graph(path: Path, target: str, *, as_json: bool) -> bool:
+    from compressor.analysis.consumer_lint import CONSUMERS
     from compressor.graphs.contents import graph_contents
     from compressor.graphs.files import read_graph
     from compressor.graphs.lint.targets import lint as lint_graph
     from compressor.graphs.lint.targets import parse_target
 
-    parsed = parse_target(target)
+    parsed = parse_target(target, CONSUMERS)
     graph = read_graph(path / "model" if (path / "model").is_dir() else path)
     contents = graph_contents(graph).rows()
     problems = [str(problem) for problem in lint_graph(graph, parsed)]
@@ -229,8 +268,20 @@ def lint(
             print_line(f"{label}: {text}")
         for line in problems or [f"no problems for {target}"]:
             print_line(line)
-    if problems:
-        raise typer.Exit(CompressError.exit_code)
+    return bool(problems)
+
+
+def _lint_checkpoint(path: Path, target: str, options: Mapping[str, Any], *, as_json: bool) -> bool:
+    from compressor.analysis.consumer_lint import lint_checkpoint
+    from compressor.models.consumers.targets import parse_server
+    from compressor.reports.console.consumers import checked_as_json, render_checked
+
+    checked = lint_checkpoint(path, target, parse_server(options))
+    if as_json:
+        print_json({"target": target, **checked_as_json(checked)})
+    else:
+        render_checked(checked)
+    return not checked.loads
 
 
 @app.command(rich_help_panel=PANEL)

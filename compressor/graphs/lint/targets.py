@@ -36,8 +36,12 @@ def lint(model: onnx.ModelProto, target: LintTarget, gpus: Sequence[str] = ()) -
     return list(onnxruntime_problems(index))
 
 
-def parse_target(name: str) -> LintTarget:
+def parse_target(name: str, others: Sequence[str] = ()) -> LintTarget:
     """Return the target of this name.
+
+    Args:
+        name: as the user wrote it.
+        others: targets that are checked elsewhere, which an error may suggest.
 
     Raises:
         UsageError: there is none; the message suggests the nearest name.
@@ -47,5 +51,5 @@ def parse_target(name: str) -> LintTarget:
             parsed: LintTarget = target
             return parsed
     raise UsageError(
-        f"unknown lint target {name!r}", remedy=suggestion(name, list(get_args(LintTarget)))
+        f"unknown lint target {name!r}", remedy=suggestion(name, [*get_args(LintTarget), *others])
     )

@@ -1,0 +1,90 @@
+"""`lint --target vllm` and `--target transformers` on packed checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support.awq import COMPRESSED_TENSORS, NEAREST, run_awq, save_checkpoint
+from tests.support.cli import cli
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    parent = save_checkpoint(folder / "float")
+    return run_awq(parent, folder / "awq", {**COMPRESSED_TENSORS, **NEAREST})[0]
+
+
+def lint(path: Path, *options: object) -> tuple[int, dict[str, Any]]:
+    done = cli("lint", path, "--json", *options)
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_every_layer_is_listed_with_its_kernel(packed: Path) -> None:
+    code, report = lint(packed, "--target", "vllm", "--gpu", "sm86")
+    assert (code, report["loads"], report["complaints"]) == (0, True, [])
+    assert {layer["kernel"] for layer in report["layers"]} == {"Marlin"}
+    assert len(report["layers"]) == 3 * 7
+
+
+def test_what_does_not_split_is_refused_with_the_nearest_grid(packed: Path) -> None:
+    code, report = lint(packed, "--target", "vllm", "--tp", 4)
+    assert code == 1
+    refused = {layer["name"]: layer for layer in report["layers"] if layer["verdict"] != "loads"}
+    assert "model.layers.0.mlp.down_proj" in refused  # 96 inputs: three groups of 32
+    shown = cli("lint", packed, "--target", "vllm", "--tp", 4)
+    assert shown.returncode == 1
+    assert "model.layers.*.mlp.down_proj: 96 inputs over 4 GPUs are 0.75 groups" in shown.stdout
+
+
+def test_zero_points_do_not_load_in_transformers(packed: Path) -> None:
+    code, report = lint(packed, "--target", "transformers")
+    assert code == 1
+    assert all(layer["nearest"]["symmetric"] for layer in report["layers"])
+
+
+def test_a_gptq_checkpoint_of_another_tool_is_read_from_its_headers(tmp_path: Path) -> None:
+    tree = {
+        "model_type": "llama",
+        "num_attention_heads": 4,
+        "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64, "sym": True},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(tree))
+    layer = "model.layers.0.self_attn.o_proj"
+    save_file(
+        {f"{layer}.qweight": torch.zeros(24, 192, dtype=torch.int32)},
+        tmp_path / "model.safetensors",
+    )
+    code, report = lint(tmp_path, "--target", "vllm")
+    assert code == 0
+    assert [(item["outputs"], item["inputs"]) for item in report["layers"]] == [(192, 192)]
+    assert lint(tmp_path, "--target", "vllm", "--tp", 2)[0] == 1  # 96 inputs: 1.5 groups
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--target", "vllm", "--gpu", "sm77"), "expected one of cpu, sm75"),
+        (("--target", "vllm", "--tp", "0"), "--tp"),
+        (("--target", "vlm"), "did you mean 'vllm'"),
+        (("--target", "transformers", "--tp", "2"), "for --target vllm alone"),
+    ],
+)
+def test_wrong_options_are_refused(packed: Path, options: tuple[str, ...], message: str) -> None:
+    done = cli("lint", packed, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_float_checkpoint_and_an_empty_folder_are_refused(packed: Path, tmp_path: Path) -> None:
+    for folder, message in ((packed.parents[1] / "float", "floats"), (tmp_path, "config.json")):
+        done = cli("lint", folder, "--target", "vllm")
+        assert done.returncode == 2
+        assert message in done.stderr
