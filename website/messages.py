@@ -59,6 +59,7 @@ SECTIONS = {
     "qat (ptq)": ("passes/qat", "calibration/table"),
     "awq (weight-only)": ("passes/awq",),
     "export-onnx": ("passes/export_onnx", "compressor/graphs"),
+    "export-gguf": ("passes/export_gguf", "compressor/runtimes/llamacpp"),
     "optimize-onnx": ("passes/optimize_onnx",),
     "export-ort": ("passes/export_ort",),
     "tensorrt and engines": ("passes/tensorrt", "compressor/runtimes/tensorrt"),

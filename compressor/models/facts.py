@@ -55,6 +55,9 @@ class ModelFacts:
     """Grids from which a run chooses one for each packed layer, where ``config`` names none."""
     integers: Integers | None = frozenset()
     """Integers that a graph of the model has; None if they are not known."""
+    gguf_scales: bool | None = None
+    """True if the groups of packed layers fit GGUF's blocks (`gguf_scales` of `awq`), False if no
+    heed was paid to that; None for other models, and if it is not known."""
     activation_bits: int | None = None
     """Bits of the activations of quantized layers; None for floats, or if not known."""
     graph: PlannedGraph | None = None

@@ -177,7 +177,7 @@ def scale_expert_inputs(
                 scaled_IP,
                 importance_I / scale_I.square(),
                 grids[name],
-                settings.scale_dtype,
+                settings.scale_format,
                 _RANGES,
             )
             change_IP = round_to_nearest(scaled_IP, found) / scale_I.unsqueeze(1) - weight_IP

@@ -15,7 +15,7 @@ from passes.awq.linear_layers import find_linears, get_linear
 from passes.awq.linear_shapes import FittedGrid
 from passes.awq.packed_file import tensors_beside
 from passes.awq.shards import ShardWriter
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
 from passes.common.weight_rounding.rounding import pack_values
 
 _HEAD_ROWS = 1 << 12
@@ -58,7 +58,7 @@ def pack_towers(
             module = checkpoint.load(part)
             packed = {
                 name: _pack_nearest(
-                    get_linear(module, name).weight, grid, writer.settings.scale_dtype
+                    get_linear(module, name).weight, grid, writer.settings.scale_format
                 )
                 for name in linears
                 if (grid := grids[full_name(part, name)].grid) is not None
@@ -109,15 +109,15 @@ def pack_head(
     if not file.is_file():
         _, shape = checkpoint.dtype_and_shape(name)
         parts = [
-            _pack_nearest(checkpoint.rows(name, rows).float(), grid, writer.settings.scale_dtype)
+            _pack_nearest(checkpoint.rows(name, rows).float(), grid, writer.settings.scale_format)
             for rows in torch.split(torch.arange(shape[0]), _HEAD_ROWS)
         ]
         writer.write(file, "", {}, {head: PackedLinear.concatenate(parts)})
     return file
 
 
-def _pack_nearest(weight_OI: Tensor, grid: WeightGrid, scale_dtype: torch.dtype) -> PackedLinear:
+def _pack_nearest(weight_OI: Tensor, grid: WeightGrid, scale_format: ScaleFormat) -> PackedLinear:
     """Round weights to nearest on the range with the least squared error of the weights."""
     weight_IO = weight_OI.T.contiguous()
-    grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, scale_dtype)
+    grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, scale_format)
     return pack_values(round_to_nearest(weight_IO, grids), grids)

@@ -28,6 +28,7 @@ def packed_facts(
             parent,
             config={**tree, QUANTIZATION_CONFIG: unknown},
             candidate_grids=config.grids,
+            gguf_scales=config.gguf_scales,
             integers=None,
         )
     head = {} if layers.head_name is None else {layers.head_name: layers.head}
@@ -48,7 +49,12 @@ def packed_facts(
                 names.setdefault(fit, []).append(name)
     order = {name: n for n, name in enumerate([*layers.towers, *layers.decoder, *head])}
     packing = scheme.config(names, sorted(plain, key=order.__getitem__))
-    return replace(parent, config={**tree, QUANTIZATION_CONFIG: packing}, integers=_integers(names))
+    return replace(
+        parent,
+        config={**tree, QUANTIZATION_CONFIG: packing},
+        gguf_scales=config.gguf_scales,
+        integers=_integers(names),
+    )
 
 
 def _integers(grids: Iterable[WeightGrid]) -> Integers:

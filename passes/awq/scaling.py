@@ -22,7 +22,8 @@ from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.input_statistics import InputStatistics
 from passes.awq.linear_layers import get_linear
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.awq.settings import QuantizationSettings
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
 from passes.common.weight_rounding.hessian import squared_error
 
 _EXPONENTS = 20
@@ -51,7 +52,7 @@ def search_scales(
     statistics: InputStatistics,
     source: Source,
     grid: WeightGrid,
-    scale_dtype: torch.dtype,
+    scale_format: ScaleFormat,
 ) -> Scaling:
     """Find s = x̄^r / w̄^(1−r) with the best of 20 exponents r; no scaling if it does not help.
 
@@ -64,7 +65,7 @@ def search_scales(
         statistics: of the input; x̄ is its mean magnitude.
         source: where the scales are folded; inputs that come from the same row share a scale.
         grid: bits, group size and symmetry.
-        scale_dtype: dtype of the grids' scales.
+        scale_format: scales that the file can hold.
     """
     activation_I = average_shared(statistics.magnitude_I, source).clamp(min=_FLOOR)
     size_I = average_shared(relative_size_I, source).clamp(min=_FLOOR)
@@ -74,7 +75,7 @@ def search_scales(
         ratio = point / _EXPONENTS
         scale_I = activation_I**ratio / size_I ** (1 - ratio) if point else torch.ones_like(size_I)
         scale_I /= (scale_I.max() * scale_I.min()).sqrt()
-        error = _error_of_scale(scale_I, weight_IO, statistics.moments_II, grid, scale_dtype)
+        error = _error_of_scale(scale_I, weight_IO, statistics.moments_II, grid, scale_format)
         candidates[point] = error, scale_I
 
     best = 0
@@ -93,12 +94,12 @@ def _error_of_scale(
     weight_IO: Tensor,
     moments_II: Tensor,
     grid: WeightGrid,
-    scale_dtype: torch.dtype,
+    scale_format: ScaleFormat,
 ) -> float:
     """Return the squared error of rounding the scaled weights to nearest."""
     scaled_IO = weight_IO * scale_I.unsqueeze(1)
     importance_I = moments_II.diagonal() / scale_I.square()
-    grids = search_grids(scaled_IO, importance_I, grid, scale_dtype, _RANGE_CANDIDATES)
+    grids = search_grids(scaled_IO, importance_I, grid, scale_format, _RANGE_CANDIDATES)
     rounded_IO = round_to_nearest(scaled_IO, grids) / scale_I.unsqueeze(1)
     return float(squared_error(moments_II, rounded_IO.sub_(weight_IO)).sum())
 
@@ -121,7 +122,7 @@ def fold_into_source(
     layer: nn.Module,
     source: Source,
     scale_I: Tensor,
-    dtype: torch.dtype,
+    settings: QuantizationSettings,
     packed: dict[str, PackedLinear],
 ) -> None:
     """Divide the channels of a site's input by ``scale_I`` where they are computed, in place.
@@ -133,14 +134,19 @@ def fold_into_source(
         layer: the block that holds the modules.
         source: the norm or linear layer that computes the input.
         scale_I: positive; equal for inputs that come from the same row.
-        dtype: dtype that vectors are rounded to.
+        settings: dtype that vectors are rounded to, and scales that the file can hold.
         packed: layers that are packed already, by name.
     """
+    dtype = settings.float_dtype
     if source.module not in packed:
         fold_scale(layer, source, scale_I, dtype)
         return
     multiply_other_readers(layer, source, scale_I)
     divisors_O = divisors_of_rows(layer, source, scale_I)
     divide_bias(layer, source, divisors_O, dtype)
-    packed[source.module] = packed[source.module].divide_rows(divisors_O)
+    linear = packed[source.module]
+    scales_OG = settings.scale_format.round(
+        linear.scales_OG.float() / divisors_O.unsqueeze(1), linear.zeros_OG.float()
+    )
+    packed[source.module] = linear.with_scales(scales_OG)
     get_linear(layer, source.module).weight.data = packed[source.module].dequantize()

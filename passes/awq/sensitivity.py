@@ -18,7 +18,9 @@ from compressor.models.capabilities.linear_groups import Site
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.activations import flatten_positions
 from passes.awq.linear_layers import get_linear
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
+
+_SCALES = ScaleFormat(torch.float16)
 
 if TYPE_CHECKING:
     from compressor.models.families.transformers.streaming import LayerArguments, StreamedCheckpoint
@@ -108,7 +110,7 @@ def round_site(layer: nn.Module, site: Site, grid: WeightGrid) -> float:
         linear = get_linear(layer, name)
         weight_IO = linear.weight.data.T.contiguous()
         importance_I = torch.ones(len(weight_IO))
-        grids = search_grids(weight_IO, importance_I, grid, torch.float16, candidates=1)
+        grids = search_grids(weight_IO, importance_I, grid, _SCALES, candidates=1)
         linear.weight.data = round_to_nearest(weight_IO, grids).T.contiguous()
         bits += weight_IO.numel() * grid.effective_bits(len(weight_IO))
     return bits

@@ -8,6 +8,7 @@ import torch
 
 from compressor.models.quantized.packed_formats import PACKED_FORMATS, PackedFormat
 from passes.awq.config import AwqConfig
+from passes.common.weight_rounding.grids import ScaleFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,8 @@ class QuantizationSettings:
 
     format: PackedFormat
     """Layout of packed layers in the checkpoint."""
-    scale_dtype: torch.dtype
-    """dtype of the scales in the file, 16 bits."""
+    scale_format: ScaleFormat
+    """Scales that the file can hold, of 16 bits."""
     float_dtype: torch.dtype
     """dtype of the tensors that are not packed. They are rounded to it before the layers that
     follow are calibrated."""
@@ -42,7 +43,7 @@ class QuantizationSettings:
         uses_float16 = config.format == "awq" or float_dtype == torch.float32
         return cls(
             PACKED_FORMATS[config.format],
-            torch.float16 if uses_float16 else float_dtype,
+            ScaleFormat(torch.float16 if uses_float16 else float_dtype, config.gguf_scales),
             float_dtype,
             config.scaling,
             config.refine == "gptq",

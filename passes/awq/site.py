@@ -90,7 +90,7 @@ def quantize_site(
     nearest_P = _error_of_nearest(probe_IP, statistics, grid, settings)
     scaling = _search_scaling(weight_IO, probe_IP, statistics, site.source, grid, settings)
     if scaling.exponent and site.source is not None:
-        fold_into_source(layer, site.source, scaling.scale_I, settings.float_dtype, packed)
+        fold_into_source(layer, site.source, scaling.scale_I, settings, packed)
         weight_IO.mul_(scaling.scale_I.unsqueeze(1))
         statistics.divide_inputs(scaling.scale_I)
     hessian = Hessian.from_moments(statistics.moments_II)
@@ -160,7 +160,7 @@ def _search_scaling(
     if not settings.scaling or source is None:
         return Scaling(torch.ones(len(weight_IO)), 0.0, 1.0)
     size_I = relative_size(weight_IO, grid.width(len(weight_IO)))
-    return search_scales(probe_IP, size_I, statistics, source, grid, settings.scale_dtype)
+    return search_scales(probe_IP, size_I, statistics, source, grid, settings.scale_format)
 
 
 def _error_of_nearest(
@@ -168,7 +168,7 @@ def _error_of_nearest(
 ) -> Tensor:
     """Return the squared error of rounding to nearest in the whole range of each group, [P]."""
     importance_I = torch.ones(len(probe_IP))
-    grids = search_grids(probe_IP, importance_I, grid, settings.scale_dtype, candidates=1)
+    grids = search_grids(probe_IP, importance_I, grid, settings.scale_format, candidates=1)
     return squared_error(statistics.moments_II, round_to_nearest(probe_IP, grids).sub_(probe_IP))
 
 
@@ -255,7 +255,7 @@ def _quantize_chunks(
         part_IO = weight_IO[:, columns].contiguous()
         target_IO = compensation.target(part_IO, columns, hessian)
         packed = quantize_weights(
-            part_IO, target_IO, hessian, grid, settings.scale_dtype, gptq=settings.gptq
+            part_IO, target_IO, hessian, grid, settings.scale_format, gptq=settings.gptq
         )
         parts.append(packed)
     return parts

@@ -25,11 +25,13 @@ from compressor.graphs.values import Array, constant_array, remove_unused
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from compressor.runtimes.onnxruntime.observation import observe_values
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
 from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper
 from passes.common.weight_rounding.rounding import pack_values, quantize_weights
 from passes.optimize_onnx.config import BlockSize, OptimizeOnnxConfig
 from passes.optimize_onnx.valid_positions import valid_values
+
+_SCALES = ScaleFormat(torch.float16)
 
 _MOMENTS_AT_ONCE = 1 << 28
 """Values of second moments that are collected together: 1 GB."""
@@ -156,8 +158,8 @@ def _quantize(
     if known:
         moments_II = pad(torch.stack(known).sum(dim=0), (0, missing, 0, missing))
         hessian = Hessian.from_moments(moments_II)
-        packed = quantize_weights(weight_IO, weight_IO, hessian, grid, torch.float16, gptq=True)
+        packed = quantize_weights(weight_IO, weight_IO, hessian, grid, _SCALES, gptq=True)
     else:
-        grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, torch.float16)
+        grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, _SCALES)
         packed = pack_values(round_to_nearest(weight_IO, grids), grids)
     return replace(packed, integers_OI=packed.integers_OI[:, :inputs])

@@ -13,7 +13,7 @@ from compressor.models.quantized.bit_packing import (
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
 
 BITS = st.sampled_from([2, 3, 4, 8])
 
@@ -89,7 +89,7 @@ def test_every_format_stores_integers_scales_zeros_and_grid_without_loss(
 def test_rounding_to_nearest_errs_by_at_most_half_a_step(bits, symmetric, low, spread, seed):
     grid = WeightGrid(bits=bits, group_size=16, symmetric=symmetric)
     weight = low + spread * torch.rand(32, 5, generator=torch.Generator().manual_seed(seed))
-    grids = search_grids(weight, torch.ones(32), grid, torch.float16, candidates=1)
+    grids = search_grids(weight, torch.ones(32), grid, ScaleFormat(torch.float16), candidates=1)
     scale = grids.scale_GO
     assert torch.equal(scale, scale.half().float())
     error = (round_to_nearest(weight, grids) - weight).abs().view(2, 16, 5)

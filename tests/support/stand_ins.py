@@ -58,6 +58,14 @@ def write_llm(folder: Path) -> None:
     write_processor(folder / "checkpoint")
 
 
+def write_bpe_llm(folder: Path) -> None:
+    """Write a Llama checkpoint with a byte-level BPE tokenizer."""
+    from tests.support.tokenizer_kinds import byte_level
+
+    write_llm(folder)
+    byte_level().save_pretrained(folder / "checkpoint")
+
+
 def write_vlm(folder: Path) -> None:
     """Write a GLM-4V checkpoint with its processor."""
     from compressor.models.families.transformers.family import Transformers
@@ -132,6 +140,7 @@ def write_onnx(folder: Path) -> None:
 
 
 STAND_INS: Mapping[str, Callable[[Path], None]] = {
+    "bpe": write_bpe_llm,
     "encoder": write_encoder,
     "llm": write_llm,
     "onnx": write_onnx,

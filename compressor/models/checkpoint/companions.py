@@ -15,6 +15,8 @@ from compressor.models.quantized.quantization import QUANTIZATION, SCALES
 
 _CALIBRATION = "calibration.json"
 """Activation ranges beside a quantized model (``calibration/table.py``)."""
+_LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Patterns of terms that have to travel with the weights."""
 _COMPANIONS = (
     "generation_config.json",
     # Tokenizers: the files of `tokenizers`, of SentencePiece, tiktoken and Mistral, and older ones.
@@ -39,10 +41,7 @@ _COMPANIONS = (
     "image_preprocessor_config.json",
     "video_preprocessor_config.json",
     "audio_preprocessor_config.json",
-    # Terms that have to travel with the weights.
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    *_LICENCES,
 )
 """Patterns of the files beside config and weights that transformers or a licence needs."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -107,6 +106,22 @@ def copy_companions(source: Path, target: Path) -> None:
     """
     for file in companion_files(source):
         copy_file(file, target / file.relative_to(source))
+
+
+def copy_licences(source: Path, target: Path) -> None:
+    """Copy the files of the licence from one model folder to another.
+
+    Raises:
+        StorageError: the disk is full, or the folder cannot be written.
+    """
+    for file in companion_files(source):
+        if is_licence(file.name):
+            copy_file(file, target / file.name)
+
+
+def is_licence(name: str) -> bool:
+    """Return True for the name of a file with terms that travel with the weights."""
+    return any(fnmatchcase(name, pattern) for pattern in _LICENCES)
 
 
 def _is_companion(name: str) -> bool:

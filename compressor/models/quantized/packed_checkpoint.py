@@ -15,7 +15,7 @@ from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.quantized.packed_formats import PACKED_FORMATS
 from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, is_packed
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 
 
 class PackedTensors:
@@ -128,6 +128,10 @@ class PackedTensors:
                 remedy="copy the checkpoint again",
             )
         return self._format.outputs_and_inputs((int(values[0]), int(values[1])))
+
+    def grid(self, layer: str) -> WeightGrid:
+        """Return the grid of a packed layer."""
+        return self._grid_of(layer)
 
     def layer(self, name: str) -> PackedLinear:
         """Return a packed layer.

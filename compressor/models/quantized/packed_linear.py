@@ -64,7 +64,7 @@ class PackedLinear:
         )
         return PackedLinear(integers, scales, zeros, self.grid)
 
-    def divide_rows(self, divisors_O: Tensor) -> PackedLinear:
-        """Return the layer with each row divided, up to the rounding of the 16-bit scales."""
-        scales = (self.scales_OG.float() / divisors_O.unsqueeze(1)).to(self.scales_OG.dtype)
-        return PackedLinear(self.integers_OI, scales, self.zeros_OG, self.grid)
+    def with_scales(self, scales_OG: Tensor) -> PackedLinear:
+        """Return the layer with other scales, which are rounded to the dtype of its own."""
+        scales_OG = scales_OG.to(self.scales_OG.dtype)
+        return PackedLinear(self.integers_OI, scales_OG, self.zeros_OG, self.grid)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from compressor.errors import ModelError
@@ -214,6 +214,31 @@ PACKING_SCHEMES: Mapping[str, PackingScheme] = {
     scheme.name: scheme for scheme in (AutoAwqScheme(), PackQuantizedScheme())
 }
 """``quant_method`` to its scheme."""
+
+
+def planned_grids(
+    config: Mapping[str, Any], candidates: tuple[WeightGrid, ...], head: str | None
+) -> Callable[[str], tuple[WeightGrid, ...]]:
+    """Return a function from a linear layer to its grid, or to those that it may get.
+
+    Args:
+        config: the ``quantization_config`` of a planned checkpoint.
+        candidates: grids from which a run chooses; none if the config names the grids.
+        head: the language-model head, which has none of the candidates.
+    """
+    if candidates:
+        return lambda name: () if name == head else candidates
+    plain = (*(config.get("ignore") or ()), *(config.get("modules_to_not_convert") or ()))
+    grid_of = PACKING_SCHEMES[config["quant_method"]].grids(config)
+    return lambda name: () if _is_named(name, plain) else (grid_of(name),)
+
+
+def _is_named(layer: str, patterns: Iterable[str]) -> bool:
+    """Return True if one of the patterns of layers that are not packed may match a layer."""
+    return any(
+        re.match(pattern[3:], layer) if pattern.startswith("re:") else pattern in layer
+        for pattern in patterns
+    )
 
 
 def _weights_config(grid: WeightGrid) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from compressor.models.quantized.packed_linear import PackedLinear
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.common.weight_rounding.grids import (
     GroupGrids,
+    ScaleFormat,
     round_row,
     round_to_nearest,
     search_grids,
@@ -30,7 +31,7 @@ def quantize_weights(
     target_IO: Tensor,
     hessian: Hessian,
     grid: WeightGrid,
-    scale_dtype: torch.dtype,
+    scale_format: ScaleFormat,
     *,
     gptq: bool,
 ) -> PackedLinear:
@@ -42,12 +43,12 @@ def quantize_weights(
             compensated.
         hessian: of the layer's inputs.
         grid: bits, group size and symmetry.
-        scale_dtype: dtype of the scales.
+        scale_format: scales that the file can hold.
         gptq: True for GPTQ, with the grids of all groups fixed before, and one sweep of coordinate
             descent; otherwise each weight is rounded to nearest.
     """
     importance_I = hessian.matrix_II.diagonal()
-    grids = search_grids(weight_IO, importance_I, grid, scale_dtype)
+    grids = search_grids(weight_IO, importance_I, grid, scale_format)
     if gptq:
         values_IO, gradient_IO = gptq_round(target_IO, hessian, grids)
         coordinate_descent(values_IO, gradient_IO, hessian.matrix_II, grids)
@@ -64,7 +65,7 @@ def pack_values(values_IO: Tensor, grids: GroupGrids) -> PackedLinear:
     integers_GSO += zero_GO.unsqueeze(1)
     return PackedLinear(
         integers_GSO.flatten(0, 1).T.to(torch.uint8).contiguous(),
-        scale_GO.T.to(grids.scale_dtype).contiguous(),
+        scale_GO.T.to(grids.scale_format.dtype).contiguous(),
         zero_GO.T.to(torch.uint8).contiguous(),
         grids.grid,
     )
@@ -125,9 +126,7 @@ def coordinate_descent(
         values_SO = before_SO.clone()
         _descend_group(values_SO, gradient_IO[rows].clone(), hessian_SS, grids, group)
         gradient_SO = gradient_IO[rows].addmm_(hessian_SS, values_SO - before_SO, alpha=-1)
-        grids.scale_GO[group] = _refit_scale(
-            values_SO, gradient_SO, hessian_SS, grids.scale_GO[group], grids.scale_dtype
-        )
+        grids.scale_GO[group] = _refit_scale(values_SO, gradient_SO, hessian_SS, grids, group)
         gradient_IO[later].addmm_(hessian_II[rows, later].T, values_SO - before_SO, alpha=-1)
         values_IO[rows] = values_SO
 
@@ -156,16 +155,18 @@ def _refit_scale(
     values_SO: Tensor,
     gradient_SO: Tensor,
     hessian_SS: Tensor,
-    scale_O: Tensor,
-    scale_dtype: torch.dtype,
+    grids: GroupGrids,
+    group: int,
 ) -> Tensor:
     """Return the scale with the least error for a group's integers, [O]; rescales the values."""
+    scale_O = grids.scale_GO[group]
     steps_SO = values_SO / scale_O
     curvature_O = (steps_SO * (hessian_SS @ steps_SO)).sum(dim=0)
     slope_O = (steps_SO * gradient_SO).sum(dim=0)
     optimum_O = scale_O + slope_O / curvature_O.clamp(min=torch.finfo(torch.float32).tiny)
-    fitted_O = optimum_O.clamp(_MIN_SCALE_CHANGE * scale_O, _MAX_SCALE_CHANGE * scale_O)
-    fitted_O = fitted_O.to(scale_dtype).float()
+    least_O, most_O = _MIN_SCALE_CHANGE * scale_O, _MAX_SCALE_CHANGE * scale_O
+    bounds = torch.minimum(least_O, most_O), torch.maximum(least_O, most_O)  # a scale may be < 0
+    fitted_O = grids.scale_format.round(optimum_O.clamp(*bounds), grids.zero_GO[group])
     change_O = fitted_O - scale_O
     is_better_O = change_O * (change_O * curvature_O - 2 * slope_O) < 0
     fitted_O = torch.where(is_better_O, fitted_O, scale_O)

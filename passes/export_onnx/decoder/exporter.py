@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,12 @@ from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts, PlannedGraph
 from compressor.models.families.transformers.layouts import LM_HEAD
-from compressor.models.quantized.packing_schemes import PACKING_SCHEMES
+from compressor.models.quantized.packing_schemes import planned_grids
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 from passes.common.field_problems import FieldProblem, check_no_problems, set_fields
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 from passes.export_onnx.decoder.requirements import (
-    GridsOf,
     decoder_problems,
     embedding_problems,
     packing_problems,
@@ -55,7 +52,8 @@ class DecoderExporter(Exporter):
         decoder = self.config.decoder
         problems = embedding_problems(decoder, self.tree)
         if is_packed(self.tree):
-            problems += packing_problems(decoder, self.tree, _planned_grids(self.tree, model))
+            grids_of = planned_grids(self.tree[QUANTIZATION_CONFIG], model.candidate_grids, LM_HEAD)
+            problems += packing_problems(decoder, self.tree, grids_of)
         return problems
 
     def _fields_of_traced_models(self) -> list[FieldProblem]:
@@ -106,21 +104,3 @@ class DecoderExporter(Exporter):
         from passes.export_onnx.decoder.run import export_decoder
 
         return export_decoder(self.config, self.tree, model, out, context)
-
-
-def _planned_grids(tree: dict[str, Any], model: ModelFacts) -> GridsOf:
-    """Return a function from a linear layer to its grid, or to those that it may get."""
-    config = tree[QUANTIZATION_CONFIG]
-    if model.candidate_grids:
-        return lambda name: () if name == LM_HEAD else model.candidate_grids
-    plain = (*(config.get("ignore") or ()), *(config.get("modules_to_not_convert") or ()))
-    grid_of = PACKING_SCHEMES[config["quant_method"]].grids(config)
-    return lambda name: () if _is_named(name, plain) else (grid_of(name),)
-
-
-def _is_named(layer: str, patterns: Iterable[str]) -> bool:
-    """Return True if one of the patterns of layers that are not packed may match a layer."""
-    return any(
-        re.match(pattern[3:], layer) if pattern.startswith("re:") else pattern in layer
-        for pattern in patterns
-    )

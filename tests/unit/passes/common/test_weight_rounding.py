@@ -8,10 +8,11 @@ from compressor.models.capabilities.linear_groups import Source
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.input_statistics import InputStatistics
 from passes.awq.scaling import average_shared, relative_size, search_scales
-from passes.common.weight_rounding.grids import round_to_nearest, search_grids
+from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, search_grids
 from passes.common.weight_rounding.hessian import Hessian, add_moments, mirror_upper, squared_error
 from passes.common.weight_rounding.rounding import coordinate_descent, gptq_round, quantize_weights
 
+FLOAT16 = ScaleFormat(torch.float16)
 GRID = WeightGrid(bits=3, group_size=16)
 
 
@@ -25,7 +26,7 @@ def case():
 
 
 def search(weight, moments):
-    return search_grids(weight, moments.diagonal(), GRID, torch.float16)
+    return search_grids(weight, moments.diagonal(), GRID, FLOAT16)
 
 
 def test_the_error_of_the_second_moments_is_that_of_the_samples(case):
@@ -40,7 +41,7 @@ def test_gptq_is_better_than_nearest_and_its_error_is_that_of_the_integers(case)
     hessian = Hessian.from_moments(moments.clone())
     errors = {}
     for gptq in (False, True):
-        packed = quantize_weights(weight, weight, hessian, GRID, torch.float16, gptq=gptq)
+        packed = quantize_weights(weight, weight, hessian, GRID, FLOAT16, gptq=gptq)
         assert int(packed.integers_OI.max()) <= 7
         errors[gptq] = float((inputs @ (packed.dequantize().T - weight)).square().sum())
     assert errors[True] < 0.5 * errors[False]
@@ -100,14 +101,12 @@ def test_moments_that_are_not_finite_are_refused(case):
 def test_scales_are_only_used_where_they_help(case):
     inputs, weight, moments = case
     statistics, norm = InputStatistics(moments, inputs.abs().mean(0)), Source("norm", "norm")
-    scaling = search_scales(
-        weight, relative_size(weight, 16), statistics, norm, GRID, torch.float16
-    )
+    scaling = search_scales(weight, relative_size(weight, 16), statistics, norm, GRID, FLOAT16)
     assert scaling.exponent > 0
     assert scaling.relative_error < 1
     scale = scaling.scale_I[:, None]
     scaled_grids = search_grids(
-        weight * scale, moments.diagonal() / scaling.scale_I**2, GRID, torch.float16
+        weight * scale, moments.diagonal() / scaling.scale_I**2, GRID, FLOAT16
     )
     plain_grids = search(weight, moments)
     scaled = round_to_nearest(weight * scale, scaled_grids) / scale
@@ -118,7 +117,7 @@ def test_scales_are_only_used_where_they_help(case):
     exact = plain.clone()
     exact[::16], exact[1::16] = -3.0, 4.0
     exact = exact.clamp(-3, 4).round()
-    scaling = search_scales(exact, relative_size(exact, 16), statistics, norm, GRID, torch.float16)
+    scaling = search_scales(exact, relative_size(exact, 16), statistics, norm, GRID, FLOAT16)
     assert scaling.exponent == 0
 
 

@@ -1,0 +1,66 @@
+"""Checks of a planned model: what a GGUF file cannot hold, without weights; no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from compressor.errors import RequirementError
+from compressor.models.capabilities.streamed_layers import StreamedLayers
+from compressor.models.facts import ModelFacts
+from compressor.models.quantized.packing_schemes import planned_grids
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
+from passes.export_gguf.architectures import architecture_problem
+from passes.export_gguf.block_types import NEAREST_REMEDY, BlockType, block_type, packing_problem
+
+_FAMILY = "transformers"
+
+
+def check_planned(parent: ModelFacts) -> None:
+    """Check everything that is known of a planned model.
+
+    Raises:
+        RequirementError: a GGUF file cannot hold it; the message names every offender.
+    """
+    if parent.family is None or parent.config is None:
+        return
+    if parent.family != _FAMILY:
+        raise RequirementError(
+            f"GGUF files hold language models of transformers, and this is one of {parent.family}",
+            remedy="use `export-onnx`",
+        )
+    if problem := architecture_problem(parent.config):
+        raise RequirementError(problem, remedy="use `export-onnx`, which exports the model")
+    _check_packing(parent, parent.config)
+
+
+def _check_packing(parent: ModelFacts, tree: Mapping[str, Any]) -> None:
+    if tree.get(QUANTIZATION_CONFIG) is None:
+        return
+    layers = list(_planned_layers(parent, tree))
+    if problem := packing_problem(dict.fromkeys(layers)):
+        raise RequirementError(problem, remedy=NEAREST_REMEDY)
+    asymmetric = any(block_type(grid) is BlockType.Q4_1 for _, grid, _ in layers)
+    if asymmetric and parent.gguf_scales is False:
+        raise RequirementError(
+            "the file stores −scale · zero-point of each group as a float16, and the scales of the "
+            "`awq` step are chosen without regard to it: its weights would be rounded again",
+            remedy="set `gguf_scales: true` in the `awq` step",
+        )
+
+
+def _planned_layers(
+    parent: ModelFacts, tree: Mapping[str, Any]
+) -> Iterator[tuple[str, WeightGrid, int]]:
+    """Yield name, grid and inputs of the packed layers, those of one kind as one entry."""
+    layers = parent.capability(StreamedLayers)
+    if layers is None or not parent.sizes_known:
+        return
+    grids_of = planned_grids(tree[QUANTIZATION_CONFIG], parent.candidate_grids, layers.head_name)
+    shapes = dict(layers.decoder)
+    if layers.head_name is not None and not layers.is_head_tied:
+        shapes[layers.head_name] = layers.head
+    for name, (_, inputs) in shapes.items():
+        pattern = ".".join("*" if part.isdecimal() else part for part in name.split("."))
+        for grid in grids_of(name):
+            yield pattern, grid, inputs
