@@ -1,13 +1,18 @@
-"""Convert graphs in FP16 to FP32, which is exact; inputs and outputs keep their types."""
+"""Convert graphs in FP16 to FP32, which is exact; inputs and outputs keep their types.
+
+``store_as_halves`` then lets the file hold in FP16 what is still exact in it.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
-from compressor.graphs.values import describe_output, insert_first, unique_name
+from compressor.graphs.values import add_initializer, describe_output, insert_first, unique_name
 
 _FP16, _FP32 = ir.DataType.FLOAT16, ir.DataType.FLOAT
+_SMALLEST_BYTES = 1024
+"""Bytes from which a constant is worth a Cast."""
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 """Attributes that state the type of a node's output."""
 
@@ -43,6 +48,31 @@ def widen_halves(model: ir.Model) -> bool:
     for value in dict.fromkeys(outputs):
         _cast_output(model, value)
     return True
+
+
+def store_as_halves(model: ir.Model) -> None:
+    """Store FP32 constants whose values FP16 holds exactly in FP16, with a Cast, in place.
+
+    Runtimes compute the Cast when they open the file.
+    """
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if value.dtype != _FP32 or tensor is None or tensor.nbytes < _SMALLEST_BYTES:
+            continue
+        if value.is_graph_output():
+            continue
+        array = tensor.numpy()
+        with np.errstate(over="ignore"):
+            halves = array.astype(np.float16)
+        if np.array_equal(halves.astype(np.float32), array):
+            stored = add_initializer(model.graph, f"{value.name}.half", halves)
+            name = unique_name(model.graph, f"{value.name}.float")
+            node = ir.node("Cast", [stored], {"to": int(_FP32)}, name=name)
+            cast = describe_output(node, name, _FP32, value.shape)
+            insert_first(model.graph, node)
+            for reader, index in list(value.uses()):
+                reader.replace_input_with(index, cast)
+            del model.graph.initializers[str(value.name)]
 
 
 def _widen_attributes(node: ir.Node) -> None:

@@ -56,6 +56,11 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
     return graph
 
 
+def is_half(model: Path) -> bool:
+    """Return True if the weights of a graph are in FP16."""
+    return graph_contents(read_graph(model)).float_type == "float16"
+
+
 def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:
     """Check what can be refused before anything is computed.
 

@@ -18,6 +18,7 @@ from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.graphs.integer_regions import Product, float_products
 from compressor.graphs.recurrent import float_lstms
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
+from compressor.graphs.widen import store_as_halves
 from compressor.runtimes.formats import format_named
 from passes.common.graph_samples import graph_inputs, load_feeds
 from passes.common.half_floats import convert_floats
@@ -26,11 +27,19 @@ from passes.optimize_onnx.int4 import store_int4
 from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
 from passes.optimize_onnx.keep_float import choose_float_products
 from passes.optimize_onnx.layer_names import name_layers, shared_layers
-from passes.optimize_onnx.prepare import prepare_graph
-from passes.optimize_onnx.selection import float_operators, is_ignored, select_products
+from passes.optimize_onnx.planned import OPSETS
+from passes.optimize_onnx.prepare import is_half, prepare_graph
+from passes.optimize_onnx.selection import (
+    branch_products,
+    float_operators,
+    is_ignored,
+    select_products,
+)
 from passes.optimize_onnx.smoothing import smooth_values
 from passes.optimize_onnx.verification import check_prepared, compare_with_parent
 
+_MOST_BRANCHES = 5
+"""Nodes with subgraphs that a note lists."""
 _MOSTLY_FLOAT = 0.7
 """Part of the bytes of the weights from which INT4 is hardly worth its name."""
 
@@ -54,6 +63,9 @@ def optimize(
     check_prepared(config, parent, graph, feeds, context)
     layers = shared_layers(parent, graph, feeds[0], context.threads) if feeds else {}
     summary: dict[str, Any] = {"precision": config.precision}
+    if config.precision != "fp32" and (branches := branch_products(graph)):
+        summary["branches"] = branches
+        context.note(_describe_branches(branches))
     if config.precision == "int8":
         graph, decisions = _to_int8(config, graph, parent, feeds, context)
         summary |= {"target": config.target, **decisions}
@@ -62,6 +74,8 @@ def optimize(
     elif config.precision == "fp16":
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
+    if config.precision in OPSETS and is_half(parent):
+        store_as_halves(graph)
     name_layers(graph, layers)
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)
@@ -72,6 +86,16 @@ def optimize(
         if others := [name for name in outputs if name not in differences]:
             context.note(f"not compared, as they are no numbers: {', '.join(others)}")
     return PassOutput(summary)
+
+
+def _describe_branches(branches: dict[str, int]) -> str:
+    parts = [
+        f"{node}: {count} product{'s' if count != 1 else ''} in its branches"
+        for node, count in branches.items()
+    ]
+    listed = "; ".join(parts[:_MOST_BRANCHES])
+    more = len(parts) - _MOST_BRANCHES
+    return f"left in float: {listed}" + (f"; and {more} nodes more" if more > 0 else "")
 
 
 def _to_int4(

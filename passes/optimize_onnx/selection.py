@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from onnxscript import ir
@@ -11,7 +11,7 @@ from onnxscript import ir
 from compressor.config.discovery import closest
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import embedding_tables
-from compressor.graphs.integer_regions import Product, float_products
+from compressor.graphs.integer_regions import PRODUCTS, Product, float_products
 from compressor.graphs.recurrent import float_lstms
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 
@@ -79,3 +79,34 @@ def float_operators(
         if node.op_type in _MULTIPLYING and node not in nodes
     )
     return dict(sorted(counts.items()))
+
+
+def branch_products(graph: ir.Model) -> dict[str, int]:
+    """Return nodes with subgraphs, and the number of products with constant weights inside.
+
+    They are left alone. Nodes without such products are left out.
+    """
+    counts = {}
+    for node in graph.graph:
+        inner = [each for subgraph in _subgraphs(node) for each in subgraph.all_nodes()]
+        number = sum(_has_weight(each) for each in inner)
+        if number:
+            counts[f"{node.op_type} {node.name or node.outputs[0].name}"] = number
+    return counts
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _has_weight(node: ir.Node) -> bool:
+    weight = node.inputs[1] if node.op_type in PRODUCTS and len(node.inputs) > 1 else None
+    if weight is None:
+        return False
+    producer = weight.producer()
+    is_constant = producer is not None and producer.op_type in {"Constant", "Identity", "Transpose"}
+    return is_constant or weight.const_value is not None

@@ -21,7 +21,7 @@ from compressor.runtimes.onnxruntime.working_inputs import working_inputs
 from compressor.runtimes.session import match_inputs
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
 from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
-from passes.optimize_onnx.prepare import prepare_graph
+from passes.optimize_onnx.prepare import is_half, prepare_graph
 
 _MOST_BATCHES = 4
 """Batches on which a prepared graph is compared."""
@@ -103,7 +103,7 @@ def _unequal_outputs(
     parent: Path, graph: ir.Model, feeds: Sequence[Batch], context: PassContext
 ) -> dict[str, OutputDifference]:
     """Return the outputs that differ by more than rounding explains."""
-    tolerance = _HALF_ROUNDING if _computes_half(parent) else _ROUNDING
+    tolerance = _HALF_ROUNDING if is_half(parent) else _ROUNDING
     with TemporaryDirectory(dir=_existing(context.work)) as folder:
         save_model(graph, Path(folder), external=exceeds_protobuf(graph))
         differences = compare_graphs(parent, Path(folder), feeds, context.threads)
@@ -123,15 +123,6 @@ def _unequal_outputs(
 def _existing(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _computes_half(parent: Path) -> bool:
-    graph = load_typed_model(parent)
-    return any(value.dtype == ir.DataType.FLOAT16 for value in _computed(graph))
-
-
-def _computed(graph: ir.Model) -> list[ir.Value]:
-    return [value for node in graph.graph for value in node.outputs]
 
 
 def _is_equal(difference: OutputDifference, tolerance: float) -> bool:

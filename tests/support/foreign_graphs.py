@@ -114,6 +114,32 @@ def half(model):
     return model
 
 
+def branched():
+    """Return a graph with an If whose branches hold two products, and a foreign operator."""
+    inner = [
+        helper.make_graph(
+            [node("MatMul", f"h {name}", f"out_{name}")],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weight(16, 16), name)],
+        )
+        for name in ("a", "b")
+    ]
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("ReduceSum", "h", "total", keepdims=0),
+        node("Greater", "total zero", "positive"),
+        helper.make_node(
+            "If", ["positive"], ["z"], name="gate", then_branch=inner[0], else_branch=inner[1]
+        ),
+        helper.make_node("QuickGelu", ["z"], ["y"], domain="com.microsoft"),
+    ]
+    weights = {"w": weight(32, 16), "zero": np.float32(0)}
+    opsets = [helper.make_opsetid("com.microsoft", 1)]
+    return graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 16]}, opsets=opsets)
+
+
 IMAGES = DRAW.normal(size=(24, 3, 16, 16)).astype(np.float32)
 TOKENS = DRAW.integers(0, 300, size=(24, 12))
 

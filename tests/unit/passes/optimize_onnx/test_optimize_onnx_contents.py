@@ -16,7 +16,7 @@ from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.step import OptimizeOnnx
 from tests.support.cli import cli
 from tests.support.engines import node
-from tests.support.foreign_graphs import graph, half, residual_network, weight
+from tests.support.foreign_graphs import Optimized, branched, graph, half, residual_network, weight
 
 CALIBRATION = {"data": "c"}
 
@@ -174,32 +174,6 @@ def test_a_metric_of_keep_float_that_does_not_fit_is_refused_by_the_plan(tmp_pat
     assert (need.labels, need.unlabelled) == ("metric: top1:scores", "metric: relative_error")
 
 
-def branched():
-    """Return a graph with an If whose branches hold two products, and a foreign operator."""
-    inner = [
-        helper.make_graph(
-            [node("MatMul", f"h {name}", f"out_{name}")],
-            name,
-            [],
-            [helper.make_tensor_value_info(f"out_{name}", TensorProto.FLOAT, None)],
-            [numpy_helper.from_array(weight(16, 16), name)],
-        )
-        for name in ("a", "b")
-    ]
-    nodes = [
-        node("MatMul", "x w", "h"),
-        node("ReduceSum", "h", "total", keepdims=0),
-        node("Greater", "total zero", "positive"),
-        helper.make_node(
-            "If", ["positive"], ["z"], name="gate", then_branch=inner[0], else_branch=inner[1]
-        ),
-        helper.make_node("QuickGelu", ["z"], ["y"], domain="com.microsoft"),
-    ]
-    weights = {"w": weight(32, 16), "zero": np.float32(0)}
-    opsets = [helper.make_opsetid("com.microsoft", 1)]
-    return graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 16]}, opsets=opsets)
-
-
 def test_show_and_lint_tell_what_a_graph_is(tmp_path):
     for name, model, expected in (
         ("half", half(product()), ["constants float16 1.02 kB"]),
@@ -221,3 +195,16 @@ def test_show_and_lint_tell_what_a_graph_is(tmp_path):
         for text in expected:
             assert text in shown
             assert text in linted
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "fp16"])
+def test_products_in_branches_stay_in_float_and_are_named(tmp_path, precision):
+    x = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    fields = {"precision": precision, "calibration": {"data": "c", "batch_size": 16}}
+    result = Optimized(branched(), tmp_path, {"x": x}, **fields)
+    assert result.summary["branches"] == {"If gate": 2}
+    assert "left in float: If gate: 2 products in its branches" in result.notes
+    branches = next(each for each in result.graph.node if each.op_type == "If").attribute
+    inner = [tensor for branch in branches for tensor in branch.g.initializer]
+    assert {tensor.data_type for tensor in inner} == {TensorProto.FLOAT}
+    assert result.error() < 0.15

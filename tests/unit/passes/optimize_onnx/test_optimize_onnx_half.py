@@ -46,6 +46,24 @@ def test_int8_of_an_fp16_graph_multiplies_integers_and_is_smaller(tmp_path):
     assert result.error() < 0.04
 
 
+def test_what_stays_in_float_is_stored_in_fp16(tmp_path):
+    nodes = [
+        node("ConvTranspose", "x k", "c"),
+        node("GlobalAveragePool", "c", "pool"),
+        node("Flatten", "pool", "flat"),
+        node("MatMul", "flat w", "y"),
+    ]
+    weights = {"k": weight(3, 64, 5, 5), "w": weight(64, 32)}
+    model = half(graph(nodes, weights, {"x": ["N", 3, 16, 16]}, {"y": ["N", 32]}))
+    result = Optimized(model, tmp_path, {"x": IMAGES.astype(np.float16)})
+    before, after = result.sizes()
+    assert after < before
+    stored = [tensor for tensor in result.graph.initializer if list(tensor.dims) == [3, 64, 5, 5]]
+    assert [tensor.data_type for tensor in stored] == [TensorProto.FLOAT16]
+    assert "Cast" not in optimized_operators(result.out / "model.onnx", tmp_path)[:-1][1:]
+    assert result.error() < 0.03
+
+
 def test_fp16_graphs_with_fp32_inputs_become_integers(tmp_path_factory):
     samples = {"image": IMAGES}
     halved = Optimized(residual_network(), tmp_path_factory.mktemp("h"), samples, precision="fp16")
