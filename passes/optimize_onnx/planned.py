@@ -81,7 +81,8 @@ def _product_problems(
     """Yield a problem if no product can be quantized."""
     present = contents.products if config.simplify else contents.stored_products
     kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())
-    if any(present.get(kind) for kind in kinds):
+    has_lstm = config.stores_recurrent and contents.other_products.get("LSTM")
+    if has_lstm or any(present.get(kind) for kind in kinds):
         return
     what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
     text = f"`precision: {config.precision}`: the graph has no {what} with a constant float weight"

@@ -110,6 +110,15 @@ def test_a_graph_without_products_is_refused_by_the_plan(tmp_path, precision):
     plan(model, tmp_path, precision="fp16", calibration=CALIBRATION)
 
 
+def test_a_graph_of_lstm_layers_alone_is_planned_for_onnxruntime(tmp_path):
+    nodes = [helper.make_node("LSTM", ["x", "k", "r"], ["y"], name="lstm", hidden_size=4)]
+    weights = {"k": weight(1, 16, 8), "r": weight(1, 16, 4)}
+    model = graph(nodes, weights, {"x": ["T", "N", 8]}, {"y": None})
+    plan(model, tmp_path, calibration=CALIBRATION)
+    with pytest.raises(RequirementError, match="no convolution or matrix product"):
+        plan(model, tmp_path, calibration=CALIBRATION, target="tensorrt")
+
+
 def test_int4_of_convolutions_alone_is_sent_to_int8(tmp_path):
     model = graph([node("Conv", "x k", "y")], {"k": weight(4, 3, 3, 3)}, {"x": None}, {"y": None})
     with pytest.raises(RequirementError, match="no matrix product") as error:
