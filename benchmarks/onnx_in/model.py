@@ -12,6 +12,10 @@ import onnxruntime
 
 from benchmarks.onnx_in.wheels import Wheels
 from compressor.runtimes.onnxruntime.inference import session_options
+from compressor.runtimes.onnxruntime.integer_kernels import (
+    EMULATED_PRODUCTS,
+    integer_products_saturate,
+)
 
 Array = np.ndarray[Any, Any]
 Arrays = Mapping[str, Array]
@@ -52,9 +56,21 @@ def sample(arrays: Arrays, ranks: Mapping[str, int], index: int) -> dict[str, Ar
     }
 
 
-def open_model(path: Path, threads: int = 2) -> onnxruntime.InferenceSession:
-    """Return a session of ONNX Runtime on the CPU."""
+def open_model(
+    path: Path, threads: int = 2, *, exact: bool = False
+) -> onnxruntime.InferenceSession:
+    """Return a session of ONNX Runtime on the CPU.
+
+    Args:
+        path: the file.
+        threads: threads of one operator.
+        exact: compute QuantizeLinear and DequantizeLinear as they stand where the processor's
+            integer products saturate. Operators that are integer in the file saturate all the same.
+    """
     options = session_options(threads)
+    if exact and integer_products_saturate():
+        for key, value in EMULATED_PRODUCTS.items():
+            options.add_session_config_entry(key, value)
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
