@@ -91,8 +91,9 @@ class OptimizeOnnxConfig(PassConfig):
     """Number of consecutive weights that share a scale with `precision: int4`. The last block of an
     output may have fewer, except for TensorRT, which leaves such products in float."""
     ignore: tuple[str, ...] = ()
-    """Products, LSTM layers and embedding tables that stay in float, by the name of the node or the
-    table or a pattern such as `/head/*`, with `precision: int8` and `int4`."""
+    """Products, LSTM layers, transposed convolutions and embedding tables that stay in float, with
+    `precision: int8` and `int4`, by the name of the node or the table or a pattern such as
+    `/head/*`."""
     bias_correction: bool = True
     """Correct biases so that rounding does not shift the mean of a result (Nagel et al. 2019), with
     `precision: int8`."""
@@ -141,8 +142,8 @@ class OptimizeOnnxConfig(PassConfig):
         )
 
     @property
-    def stores_recurrent(self) -> bool:
-        """True if weights of LSTM layers are stored as INT8."""
+    def stores_layers(self) -> bool:
+        """True if weights of LSTM layers and transposed convolutions are stored as INT8."""
         return self.precision == "int8" and self.target == "onnxruntime"
 
     def _unused_fields(self) -> list[str]:

@@ -24,7 +24,6 @@ from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.gemms import split_gemm
 from compressor.graphs.integer_regions import Product, float_products, rounded_values
 from compressor.graphs.qdq import store_integer_weights
-from compressor.graphs.recurrent import float_lstms, store_integer_lstm
 from compressor.graphs.rounding_nodes import round_value, round_weight
 from compressor.graphs.values import Array, constant_array
 from compressor.models.quantized.quantization import Bits, Grid
@@ -32,6 +31,7 @@ from compressor.runtimes.onnxruntime.observation import observe_values
 from passes.optimize_onnx.bias_correction import correct_biases
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.valid_positions import valid_values
+from passes.optimize_onnx.weight_layers import store_layers
 
 _BITS: Bits = 8
 
@@ -76,9 +76,7 @@ class IntegerGraphs:
             round_value(model, rounded, scale, zero)
         for product in products:
             round_weight(model, product, _weight_scales(product))
-        for name, node in float_lstms(model).items():
-            if name in wanted:
-                store_integer_lstm(model, node, _row_scales)
+        store_layers(model, wanted, _row_scales)
         corrected = 0
         if self.config.bias_correction:
             corrected = correct_biases(model, products, self.feeds, self.threads)

@@ -16,6 +16,8 @@ OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 """The opset that the operators of a precision require."""
 _LARGEST_UPGRADE_BYTES = 1_900_000_000
 _ALONE = "or set `precision: fp32`, which simplifies it alone"
+_LAYERS = ("LSTM", "ConvTranspose")
+"""Layers whose weights alone are stored as integers."""
 
 
 def check_facts(config: OptimizeOnnxConfig, parent: ModelFacts) -> GraphContents | None:
@@ -78,11 +80,14 @@ def _quantized(config: OptimizeOnnxConfig, what: str) -> Iterator[tuple[str, str
 def _product_problems(
     config: OptimizeOnnxConfig, contents: GraphContents
 ) -> Iterator[tuple[str, str]]:
-    """Yield a problem if no product can be quantized."""
+    """Yield a problem if no product can be quantized.
+
+    LSTM and transposed convolutions count, in branches too, though only those outside are stored.
+    """
     present = contents.products if config.simplify else contents.stored_products
     kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())
-    has_lstm = config.stores_recurrent and contents.other_products.get("LSTM")
-    if has_lstm or any(present.get(kind) for kind in kinds):
+    others = _LAYERS if config.stores_layers else ()
+    if any(present.get(kind) for kind in kinds) or any(map(contents.other_products.get, others)):
         return
     what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
     text = f"`precision: {config.precision}`: the graph has no {what} with a constant float weight"

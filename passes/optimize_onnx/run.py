@@ -16,7 +16,6 @@ from compressor.errors import RequirementError
 from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.files import MODEL, external_files, read_graph
 from compressor.graphs.integer_regions import Product, float_products
-from compressor.graphs.recurrent import float_lstms
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.graphs.widen import store_as_halves
 from compressor.runtimes.formats import format_named
@@ -37,6 +36,7 @@ from passes.optimize_onnx.selection import (
 )
 from passes.optimize_onnx.smoothing import smooth_values
 from passes.optimize_onnx.verification import check_prepared, compare_with_parent
+from passes.optimize_onnx.weight_layers import weight_layers
 
 _MOST_BRANCHES = 5
 """Nodes with subgraphs that a note lists."""
@@ -136,9 +136,9 @@ def _to_int8(
         smoothed = smooth_values(graph, products, feeds, config.target, context.threads)
     ranges = observe_ranges(config, graph, products, feeds, context)
     unused = _unused(products, ranges)
-    recurrent = float_lstms(graph) if config.stores_recurrent else {}
+    layers = weight_layers(config, graph)
     names = [product.name for product in products if product.name not in unused]
-    names += [name for name in recurrent if not is_ignored(config, name)]
+    names += [name for name in layers if not is_ignored(config, name)]
     if not names:
         raise RequirementError(
             "no product reads values that vary on the samples",
@@ -157,8 +157,8 @@ def _to_int8(
     result = graphs.build(names)
     return result.model, {
         "products": len(names),
-        "kept_float": sorted({*_product_names(graph), *recurrent} - set(names)),
-        "float_operators": _float_operators(graph, list(recurrent.values()), context),
+        "kept_float": sorted({*_product_names(graph), *layers} - set(names)),
+        "float_operators": _float_operators(graph, list(layers.values()), context),
         "corrected_biases": result.corrected_biases,
         **({"embeddings": result.tables} if config.stores_tables else {}),
         "smoothed": smoothed,
@@ -171,10 +171,10 @@ def _product_names(graph: ir.Model) -> list[str]:
 
 
 def _float_operators(
-    graph: ir.Model, recurrent: Sequence[ir.Node], context: PassContext
+    graph: ir.Model, layers: Sequence[ir.Node], context: PassContext
 ) -> dict[str, int]:
     """Return what multiplies in float all the same, and note it."""
-    counts = float_operators(graph, float_products(graph), recurrent)
+    counts = float_operators(graph, float_products(graph), layers)
     if counts:
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.items())
         context.note(f"without an integer form, so in float: {listed}")

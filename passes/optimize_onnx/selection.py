@@ -1,4 +1,4 @@
-"""The products and recurrent layers that a config quantizes."""
+"""The products and other layers that a config quantizes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from compressor.config.discovery import closest
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import embedding_tables
 from compressor.graphs.integer_regions import PRODUCTS, Product, float_products
-from compressor.graphs.recurrent import float_lstms
+from compressor.graphs.integer_regions import Product, float_products
 from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.weight_layers import weight_layers
 
 _MULTIPLYING = frozenset(
     {"Conv", "ConvTranspose", "MatMul", "Gemm", "Einsum", "LSTM", "GRU", "RNN", "Attention"}
@@ -29,16 +30,18 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
     products = float_products(graph)
     if config.precision == "int4":
         products = tuple(product for product in products if product.node.op_type != "Conv")
-    recurrent = list(float_lstms(graph)) if config.stores_recurrent else []
-    if not products and not recurrent:
+    layers = weight_layers(config, graph)
+    if not products and not layers:
         what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
+        inner = [node.op_type for node in graph.graph.all_nodes() if node.graph is not graph.graph]
+        where = " outside of its branches and loops" if _MULTIPLYING & set(inner) else ""
         raise RequirementError(
-            f"the graph has no {what} with a constant weight in FP32",
+            f"the graph has no {what} with a constant weight in FP32{where}",
             remedy="set `precision: fp16`, or `int8` for convolutions"
             if config.precision == "int4"
             else "set `precision: fp16`",
         )
-    names = [*(product.name for product in products), *recurrent]
+    names = [*(product.name for product in products), *layers]
     tables = [str(value.name) for value in embedding_tables(graph)] if config.stores_tables else []
     unmatched = [
         pattern
@@ -65,14 +68,15 @@ def is_ignored(config: OptimizeOnnxConfig, name: str) -> bool:
 
 
 def float_operators(
-    graph: ir.Model, products: Sequence[Product], recurrent: Sequence[ir.Node] = ()
+    graph: ir.Model, products: Sequence[Product], layers: Sequence[ir.Node] = ()
 ) -> dict[str, int]:
     """Return the operators that multiply and have no integer form here, with their number.
 
     They are recurrent layers but LSTM in ONNX Runtime, transposed convolutions, products of two
     computed values, and all that lies in subgraphs.
     """
-    nodes = {*(product.node for product in products), *recurrent}
+    nodes = {*(product.node for product in products)}
+    nodes |= {node for node in layers if node.op_type == "LSTM"}
     counts = Counter(
         node.op_type
         for node in graph.graph.all_nodes()

@@ -1,4 +1,4 @@
-"""LSTM layers of foreign graphs in INT8, as ONNX Runtime computes them."""
+"""LSTM layers and transposed convolutions of foreign graphs in INT8."""
 
 import numpy as np
 import onnx
@@ -7,7 +7,7 @@ from onnx import TensorProto
 
 from compressor.errors import RequirementError
 from tests.support.engines import node
-from tests.support.foreign_graphs import Optimized, graph, weight
+from tests.support.foreign_graphs import IMAGES, Optimized, graph, weight
 
 DRAW = np.random.default_rng(11)
 FRAMES = DRAW.normal(size=(16, 20, 1, 12)).astype(np.float32)
@@ -80,3 +80,30 @@ def test_layers_that_stay_float_are_told(tmp_path, fields, model):
 def test_ignoring_the_only_layer_leaves_nothing_to_quantize(tmp_path):
     with pytest.raises(RequirementError, match="leaves no product"):
         Optimized(recurrent(head=False), tmp_path, {"frames": FRAMES}, ignore=["states"])
+
+
+def upsampling():
+    """Return a transposed convolution between two products, with outputs of different sizes."""
+    kernel = weight(12, 6, 4, 4) * np.geomspace(0.01, 10, 6, dtype=np.float32)[:, None, None]
+    nodes = [
+        node("Conv", "image k", "c"),
+        node("ConvTranspose", "c up bias", "wide", strides=[2, 2]),
+    ]
+    weights = {"k": weight(12, 3, 1, 1), "up": kernel, "bias": np.ones(6, np.float32)}
+    return graph(nodes, weights, {"image": ["N", 3, 16, 16]}, {"wide": None})
+
+
+def test_kernels_of_transposed_convolutions_are_stored_with_a_scale_for_each_output(tmp_path):
+    result = Optimized(upsampling(), tmp_path, {"image": IMAGES})
+    tensors = {tensor.name: tensor for tensor in result.graph.initializer}
+    assert tensors["up.integers"].data_type == TensorProto.INT8
+    assert list(tensors["up.scales"].dims) == [6]
+    assert "up" not in tensors
+    assert result.error() < 0.03
+    assert result.summary["float_operators"] == {"ConvTranspose": 1}
+
+
+def test_ignored_kernels_of_transposed_convolutions_stay_in_float(tmp_path):
+    result = Optimized(upsampling(), tmp_path, {"image": IMAGES}, ignore=["wide"])
+    assert "up" in {tensor.name for tensor in result.graph.initializer}
+    assert result.summary["kept_float"] == ["wide"]
