@@ -12,7 +12,6 @@ from compressor.config.discovery import closest
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import embedding_tables
 from compressor.graphs.integer_regions import PRODUCTS, Product, float_products
-from compressor.graphs.integer_regions import Product, float_products
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.weight_layers import weight_layers
 
