@@ -8,6 +8,7 @@ from pydantic import AliasChoices, Field, model_validator
 
 from compressor.config.record import BatchSize, DataName, LeftOutOfIds, Record
 from compressor.engine.contract import PassConfig
+from compressor.models.consumers.targets import Consumers
 from compressor.models.quantized.weight_grid import FormatName, WeightBits, WeightGrid
 from passes.common.changed_share import DEFAULT_MIN_SHARE, MinShare
 from passes.common.field_problems import is_set, raise_problems
@@ -80,6 +81,11 @@ class AwqConfig(PassConfig):
     format: FormatName = "awq"
     """Checkpoint format: `awq` (AutoAWQ's GEMM layout: 4 bits, zero-points, float16) or
     `compressed-tensors` (its pack-quantized layout: 2, 3, 4 or 8 bits)."""
+    serve_with: Annotated[Consumers | None, LeftOutOfIds()] = None
+    """Consumers that have to load the result, for example `{vllm: {tp: 2, gpu: sm89}}`. `plan`
+    refuses grids that one of them does not load, with the nearest grid that it does; where
+    `group_size` and `symmetric` (of `vision` and `lm_head` too) are left out, they are chosen:
+    the first of groups of 128, 64 and 32 that loads, symmetric if nothing else does."""
     scaling: bool = True
     """Search for input channel scales that reduce the rounding error, and fold them into the norm
     or linear layer before (AWQ, Lin et al. 2024)."""

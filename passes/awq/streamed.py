@@ -25,6 +25,7 @@ from passes.awq.linear_shapes import (
     quantized_share,
 )
 from passes.awq.planned_packing import packed_facts
+from passes.awq.serving import Serving
 from passes.awq.whole import WholeQuantizer
 from passes.common.field_problems import FieldProblem, check_no_problems
 
@@ -34,8 +35,9 @@ class StreamedQuantizer(ModelQuantizer):
 
     def __init__(self, config: AwqConfig, model: Architecture, layers: StreamedLayers) -> None:
         architecture: Any = model.config
-        self.config, self.layers = config, layers
         self.tree: dict[str, Any] = architecture.tree
+        self.config = Serving(config, self.tree, layers).resolved()
+        self.layers = layers
 
     def field_problems(self) -> list[FieldProblem]:
         """Return problems of `vision`, `lm_head` and `effective_bits`."""
@@ -84,17 +86,20 @@ class StreamedQuantizer(ModelQuantizer):
         return 4 * self.layers.parameters.get("vision", 0) if is_packed else 0
 
     def planned_problems(self, parent: ModelFacts) -> list[FieldProblem]:
-        """Return parts of which no layer fits its grid; none where sizes are unknown."""
-        return self._shape_problems() if parent.sizes_known else []
+        """Return parts that do not fit their grid or their consumers; none without sizes."""
+        if not parent.sizes_known:
+            return []
+        return self._shape_problems() + Serving(self.config, self.tree, self.layers).problems()
 
     def check_layers(self, model: ModelDescription) -> None:  # noqa: ARG002
-        """Check that each part that is to be packed has layers that fit its grid.
+        """Check that each part that is to be packed has layers that fit, and that it loads.
 
         Raises:
             RequirementError: none fits; the message names them and group sizes that do. Or less
                 than `min_share` of the model is quantized.
         """
-        check_no_problems(self._shape_problems())
+        serving = Serving(self.config, self.tree, self.layers)
+        check_no_problems(self._shape_problems() + serving.problems())
         share = quantized_share(self.config, self.layers)
         share.check(self.config.min_share, "quantize more parts with `vision` and `lm_head`")
 

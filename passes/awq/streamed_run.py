@@ -19,6 +19,7 @@ from compressor.errors import NumericalError
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.consumers.vllm_names import with_vllm_names
 from compressor.models.families.transformers.streaming import (
     LayerArguments,
     StreamedCheckpoint,
@@ -80,6 +81,9 @@ def quantize_checkpoint(
     packed = {name for names in grids.values() for name in names}
     unpacked = [name for name in find_linears(run.checkpoint.module) if name not in packed]
     quantization = run.settings.format.config(run.stored_names(grids), run.all_names(unpacked))
+    if config.serve_with is not None and config.serve_with.vllm is not None:
+        model_type = architecture.tree.get("model_type")
+        quantization = with_vllm_names(quantization, model_type, run.all_names(packed))
     transposed = [name for name in packed if f"{name}.weight" in checkpoint.transposed]
     if transposed:
         quantization[TRANSPOSED_LAYERS] = run.all_names(transposed)

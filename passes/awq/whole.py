@@ -45,7 +45,7 @@ class WholeQuantizer(ModelQuantizer):
     def field_problems(self) -> list[FieldProblem]:
         """Return fields and formats for streamed checkpoints, and scaling without a source."""
         config = self.config
-        names = [] if self.layers else ["vision", "lm_head"]
+        names = [] if self.layers else ["vision", "lm_head", "serve_with"]
         problems = [
             FieldProblem(name, "for decoders whose layers run one at a time", f"remove `{name}`")
             for name in names

@@ -112,10 +112,10 @@ def _lost_layers(
     layers: Sequence[StoredLinear], tree: Mapping[str, Any], method: str
 ) -> dict[str, str]:
     """Return the layers that vLLM looks up by another name, with the reason."""
-    if method != "compressed-tensors" or QUANTIZATION_CONFIG not in tree:
+    if QUANTIZATION_CONFIG not in tree:  # of a planned model: both names are written
         return {}
     problems = {
-        layer.name: lookup_problem(layer.name, tree, is_packed=layer.grid is not None)
+        layer.name: lookup_problem(layer.name, tree, method, is_packed=layer.grid is not None)
         for layer in layers
     }
     return {name: problem for name, problem in problems.items() if problem is not None}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from compressor.models.consumers.findings import Checked, StoredLinear, Verdict
 from compressor.models.consumers.targets import VllmServer
 from compressor.models.consumers.vllm import check_vllm
@@ -117,19 +119,38 @@ def test_a_layer_of_unknown_split_is_not_judged_where_it_matters() -> None:
     assert check(experts, {"group_size": 32}, tree).findings[0].verdict is Verdict.UNKNOWN
 
 
-def test_vllm_finds_the_towers_qkv_by_the_name_that_it_gives_it() -> None:
-    """Its glm4v looks up ``attn.qkv`` as ``attn.qkv_proj``; seen in vLLM 0.32."""
-    grid = WeightGrid(group_size=64)
-    qkv = "model.visual.blocks.0.attn.qkv"
-    for targets, ignore, layer_grid in (
-        ([qkv, "model.visual.blocks.0.attn.proj"], [], grid),
-        (["Linear"], [qkv], None),
-    ):
-        quantization = {"config_groups": {"group_0": {"targets": targets}}, "ignore": ignore}
-        layers = [StoredLinear(qkv, 4608, 1536, layer_grid)]
-        for fields, loads in (
-            (quantization, False),
-            (with_vllm_names(quantization, "glm4v"), True),
-        ):
-            tree = {**GLM4V, "quantization_config": fields}
-            assert check_vllm(layers, tree, "compressed-tensors", VllmServer()).loads == loads
+@pytest.mark.parametrize("is_packed", [True, False])
+@pytest.mark.parametrize("method", ["awq", "compressed-tensors"])
+def test_vllm_finds_fused_layers_of_the_tower_by_its_own_names(
+    is_packed: bool, method: str
+) -> None:
+    """Seen in vLLM 0.32: without them glm4v does not load."""
+    if is_packed and method == "awq":
+        pytest.skip("AutoAWQ's format names float layers only")
+    grid = WeightGrid(group_size=64) if is_packed else None
+    names = list(TOWER)
+    quantization = {
+        "quant_method": method,
+        "modules_to_not_convert": names,
+        "config_groups": {"group_0": {"targets": names if is_packed else ["Linear"]}},
+        "ignore": [] if is_packed else names,
+    }
+    layers = [StoredLinear(name, *shape, grid) for name, shape in TOWER.items()]
+    named = with_vllm_names(quantization, "glm4v", names if is_packed else ())
+    for fields, loads in ((quantization, False), (named, True)):
+        checked = check_vllm(layers, {**GLM4V, "quantization_config": fields}, method, VllmServer())
+        assert checked.loads == loads
+
+
+@pytest.mark.parametrize("model_type", ["glm4v", "llama"])
+def test_vllm_finds_a_packed_head_by_name_alone(model_type: str) -> None:
+    quantization = {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"group_0": {"targets": ["Linear"]}},
+        "ignore": [],
+    }
+    layers = [StoredLinear("lm_head", 512, 64, WeightGrid(group_size=64))]
+    named = with_vllm_names(quantization, model_type, ["lm_head"])
+    for fields, loads in ((quantization, False), (named, True)):
+        tree = {"model_type": model_type, "quantization_config": fields}
+        assert check_vllm(layers, tree, "compressed-tensors", VllmServer()).loads == loads
