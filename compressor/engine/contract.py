@@ -92,6 +92,9 @@ class StarterModel:
     """None where they are not known."""
     data: str | None = "samples"
     """Name of a data set with samples of these inputs; None if no installed source provides it."""
+    runs: Callable[[int], bool] | None = field(default=None, compare=False)
+    """Tries whether the model runs where all dimensions that vary, but for batches, have a size;
+    None where it is not to be tried."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from compressor.graphs.saving import exceeds_protobuf, save_model
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.integer_kernels import integer_products_saturate
 from compressor.runtimes.onnxruntime.observation import open_graph, run_graph
-from compressor.runtimes.onnxruntime.working_inputs import working_inputs
 from compressor.runtimes.session import match_inputs
+from compressor.runtimes.working_inputs import working_inputs
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
 from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
 from passes.optimize_onnx.prepare import is_half, prepare_graph

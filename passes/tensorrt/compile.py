@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from compressor.artifacts.causes import cause_in_text, describe_ending, failed_child
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import PassError
-from compressor.graphs.files import read_graph
+from compressor.graphs.files import MODEL, read_graph
+from compressor.graphs.lint.targets import lint
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.tensorrt.backends import BACKENDS
 from compressor.runtimes.tensorrt.manifest import (
     BuildBundle,
@@ -27,10 +29,15 @@ from compressor.runtimes.tensorrt.manifest import (
     EngineManifest,
 )
 from compressor.runtimes.tensorrt.profiles import Profile
+from compressor.runtimes.working_inputs import runs
 from passes.common.reproducible_child import run_module
 from passes.tensorrt.compile_worker import BuildReport, BuildRequest, add_message
 
 _TAIL_LINES = 12
+_OTHER_REMEDY = (
+    "try a profile of one size (`min`, `opt` and `max` equal), another `precision` or `floats`: no "
+    "rule of `lint` explains it"
+)
 _CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
@@ -117,27 +124,52 @@ def engine_from_onnx(request: BuildRequest, folder: Path) -> BuildReport:
             raise cause
         raise PassError(
             f"{library} {report.version} cannot build {subject}:\n" + _indent(report.errors),
-            remedy=_refusal_remedy(folder / request.onnx),
+            remedy=_refusal_remedy(request, folder),
         )
     for line in report.warnings:
         add_message(messages, line)
     return report.model_copy(update={"warnings": tuple(messages)})
 
 
-def _refusal_remedy(file: Path) -> str:
-    """Return what to change about a graph that TensorRT cannot build.
+def _refusal_remedy(request: BuildRequest, folder: Path) -> str:
+    """Return what to change about a graph, or about its profiles, that TensorRT cannot build.
 
-    Where it fails on branches and loops, it names no node, and there is no rule for them.
+    Where it fails on shapes, branches and loops, it names no node, and there is no rule for them.
     """
-    remedy = "`autoglm-compress lint --target tensorrt` lists nodes that TensorRT refuses"
-    counts = Counter(node.op_type for node in read_graph(file).graph.node)
+    remedies = list(_failing_profiles(request, folder))
+    graph = read_graph(folder / request.onnx)
+    if lint(graph, "tensorrt"):
+        remedies.append("`autoglm-compress lint --target tensorrt` lists nodes that it refuses")
+    counts = Counter(node.op_type for node in graph.graph.node)
     found = [f"{counts[name]} {name}" for name in _CONTROL_FLOW if counts[name]]
-    if not found:
-        return remedy
-    return (
-        f"{remedy}; the graph has {', '.join(found)}, some forms of which it cannot build: export "
-        "the model without branches and loops, with inputs of fixed sizes"
-    )
+    if found:
+        remedies.append(
+            f"the graph has {', '.join(found)}, some forms of which it cannot build: export the "
+            "model without branches and loops, with inputs of fixed sizes"
+        )
+    return "; ".join(remedies) or _OTHER_REMEDY
+
+
+def _failing_profiles(request: BuildRequest, folder: Path) -> Iterator[str]:
+    """Yield the bounds of profiles with which ONNX Runtime does not run the graph either."""
+    if not request.profiles or request.onnx != MODEL:
+        return
+    with open_session("onnx", folder, threads=1) as session:
+        fixed = {
+            spec.name: [size for size in spec.shape if isinstance(size, int)]
+            for spec in session.inputs
+        }
+        for bound in ("min", "opt", "max"):
+            shapes = {
+                name: getattr(request.profiles[name], bound) if name in request.profiles else sizes
+                for name, sizes in fixed.items()
+            }
+            if not runs(session, shapes):
+                listed = ", ".join(f"{name} {list(shapes[name])}" for name in request.profiles)
+                yield (
+                    f"`{bound}` of `profiles` ({listed}): ONNX Runtime does not compute the graph "
+                    "with it either; set shapes that the model can have"
+                )
 
 
 def _indent(lines: Sequence[str]) -> str:

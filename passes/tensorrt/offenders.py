@@ -15,7 +15,7 @@ from passes.tensorrt.config import TensorRTConfig
 
 SIGNED_INTEGERS = (
     "quantize with signed integers: `symmetric: true` and `format: compressed-tensors` in an `awq` "
-    "step, `target: tensorrt` in a `qat` step"
+    "step, `target: tensorrt` in a `qat` or `optimize-onnx` step on the float model"
 )
 """Remedy for unsigned integers, which TensorRT refuses."""
 
@@ -41,8 +41,9 @@ def precision_offenders(
         text = f"{subject}: the graph holds no INT8 integers"
         yield Offender(
             text,
-            "set `precision: fp16`, or `int4`, which rounds the weights here; integers come from a "
-            "`qat` step with `target: tensorrt` on the torch model, before `export-onnx`",
+            "set `precision: fp16`, or `int4`, which rounds the weights here; integers come from "
+            "an `optimize-onnx` step with `target: tensorrt` before this one, or a `qat` step with "
+            "it before `export-onnx`",
         )
     if config.precision != "int4":
         return
@@ -78,6 +79,6 @@ def check_no_offenders(offenders: Sequence[Offender], targets: Sequence[str]) ->
         f"TensorRT cannot build this graph for {', '.join(targets) or 'the GPU of a bundle'}:\n"
         + "\n".join(f"    {offender.text}" for offender in offenders),
         remedy="; ".join(remedies)
-        or "a `qat` step with `target: tensorrt`, or `precision: fp16` with a float graph, gives "
-        "graphs that TensorRT takes",
+        or "a `qat` or `optimize-onnx` step with `target: tensorrt`, or `precision: fp16` with a "
+        "float graph, gives graphs that TensorRT takes",
     )

@@ -9,12 +9,14 @@ from compressor.engine.contract import StarterModel
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.tensorrt.backends import BACKENDS
 from compressor.runtimes.tensorrt.cuda import list_gpus
+from compressor.runtimes.working_inputs import SIZES
 
 _COMMON_TARGET = "sm86"
 _BATCH = (1, 1, 8)
 """Smallest, best and largest batch."""
-_OTHER = (1, 128, 512)
-"""Smallest, best and largest size of every other dynamic dimension."""
+_OTHERS = ((1, 128, 512), (16, 128, 512), (32, 224, 640))
+"""Candidates for smallest, best and largest size of every other dynamic dimension; the first that
+the model runs with is taken."""
 
 
 def starter_fields(model: StarterModel) -> Mapping[str, Any]:
@@ -56,7 +58,8 @@ def _profiles(model: StarterModel) -> dict[str, dict[str, list[int]]]:
     ]
     ranges: dict[str, tuple[int, int, int]] = {}
     for size, known, axis in sorted(dimensions, key=_precedence):
-        ranges.setdefault(size, _range(known, axis))
+        if size not in ranges:
+            ranges[size] = _range(model, known, axis)
     return {spec.name: _profile(spec, ranges) for spec, _ in pairs if _is_dynamic(spec)}
 
 
@@ -72,10 +75,19 @@ def _precedence(dimension: tuple[str, int | str, int]) -> int:
     return 2 if axis else 0
 
 
-def _range(known: int | str, axis: int) -> tuple[int, int, int]:
+def _range(model: StarterModel, known: int | str, axis: int) -> tuple[int, int, int]:
     if isinstance(known, int):
         return (known, known, known)
-    return _OTHER if axis else _BATCH
+    return _working_range(model) if axis else _BATCH
+
+
+def _working_range(model: StarterModel) -> tuple[int, int, int]:
+    """Return the sizes of a dimension without samples: a range, or else one size, that works."""
+    runs = model.runs
+    if runs is None:
+        return _OTHERS[0]
+    singles = ((size, size, size) for size in SIZES)
+    return next((each for each in (*_OTHERS, *singles) if all(map(runs, each))), _OTHERS[0])
 
 
 def _profile(spec: InputSpec, ranges: Mapping[str, tuple[int, int, int]]) -> dict[str, list[int]]:

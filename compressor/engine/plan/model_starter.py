@@ -40,6 +40,7 @@ from compressor.models.capabilities.signature import InputSpec
 from compressor.models.facts import planned_facts
 from compressor.models.families.module.family import Module
 from compressor.runtimes.formats import Format, format_named, recognize_model
+from compressor.runtimes.working_inputs import SizeTrial
 
 _TORCH = "torch"
 """Format of modules of other libraries once a pipeline has taken them over."""
@@ -106,13 +107,16 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
     stored = recognize_model(model)
     format_ = stored.format
     source = format_.module_source(stored.path)
+    facts = format_.facts(stored.path)
+    is_graph = facts.graph_inputs is not None
+    trial = SizeTrial(format_, stored.path, os.cpu_count() or 1) if is_graph else None
     start = StartingPoint(
         pipeline_name(model),
         format_.title(stored.path),
         {"path": model},
         stored.path if stored.path.is_dir() else stored.path.parent,
         format_,
-        StarterModel(format_.facts(stored.path), format_.inputs(stored.path)),
+        StarterModel(facts, format_.inputs(stored.path), runs=trial),
         remedy=format_.default_remedy,
     )
     if source is not None:

@@ -21,6 +21,7 @@ from compressor.engine.plan.pipeline import load_pipeline
 from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan
 from compressor.errors import CompressError, ModelError, UsageError
+from tests.support.foreign_graphs import graph, weight
 from tests.support.model_files import LORA, gguf_header, write_json, write_weights
 from tests.support.tiny_files import draw_pictures, tiny_onnx
 
@@ -128,7 +129,9 @@ def test_a_missing_tokenizer_is_named(tmp_path: Path, samples: dict[str, Path]) 
 
 
 def test_an_onnx_file_leads_to_integers_and_to_an_engine(tmp_path: Path) -> None:
-    (tmp_path / "encoder.onnx").write_bytes(tiny_onnx())
+    product = helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = graph([product], {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": ["N", 8]})
+    onnx.save(model, tmp_path / "encoder.onnx")
     written = write_model_starter(tmp_path / "encoder.onnx", tmp_path / "out", None)
     pipeline = tree(written.file)
     assert pipeline["model"] == {"path": "../encoder.onnx"}
@@ -136,6 +139,12 @@ def test_an_onnx_file_leads_to_integers_and_to_an_engine(tmp_path: Path) -> None
     assert pipeline["passes"][1]["from"] == "source"
     assert pipeline["data"]["samples"]["source"] == "arrays"
     assert any("an .npz or .safetensors file with the arrays" in line for line in written.missing)
+
+
+def test_a_graph_without_products_leads_to_an_engine_alone(tmp_path: Path) -> None:
+    (tmp_path / "sum.onnx").write_bytes(tiny_onnx())
+    written = write_model_starter(tmp_path / "sum.onnx", tmp_path / "out", None)
+    assert steps(written.file) == ["tensorrt"]
 
 
 def test_profiles_of_a_graph_have_the_sizes_of_the_samples(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import onnx
 import pytest
+import yaml
 from onnx import TensorProto, helper
 
 from compressor.engine.contract import StarterModel
+from compressor.engine.plan.model_starter import write_model_starter
 from compressor.errors import PassError
 from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.formats import open_session
 from compressor.runtimes.tensorrt.manifest import read_verified_manifest
+from compressor.runtimes.tensorrt.profiles import Profile
+from compressor.runtimes.working_inputs import runs
 from passes.tensorrt.compile import engine_from_onnx
 from passes.tensorrt.compile_worker import BuildRequest
 from passes.tensorrt.step import TensorRT
@@ -91,3 +96,48 @@ def test_a_failed_build_of_control_flow_says_what_to_change(tmp_path):
         engine_from_onnx(request, tmp_path)
     assert "1 If" in str(caught.value.remedy)
     assert "without branches" in str(caught.value.remedy)
+
+
+def pooled():
+    """Return a network that shrinks pictures: small ones vanish."""
+    nodes = [
+        node("Conv", "x k", "c", strides=[4, 4]),
+        node("MaxPool", "c", "m", kernel_shape=[3, 3], strides=[2, 2]),
+        node("GlobalAveragePool", "m", "logits"),
+    ]
+    return model_of(nodes, {"k": weight(8, 3, 7, 7)}, ("n", 3, "h", "w"))
+
+
+def test_profiles_of_a_first_step_have_sizes_with_which_the_graph_runs(tmp_path):
+    onnx.save(pooled(), tmp_path / "model.onnx")
+    written = write_model_starter(tmp_path / "model.onnx", tmp_path / "pipeline", None)
+    steps = yaml.safe_load(written.file.read_text())["passes"]
+    [profile] = next(step for step in steps if step["type"] == "tensorrt")["profiles"].values()
+    with open_session("onnx", tmp_path, threads=1) as session:
+        assert all(runs(session, {"x": profile[bound]}) for bound in ("min", "opt", "max"))
+        assert not runs(session, {"x": (1, 3, 1, 1)})
+    assert profile["min"][2:] == [16, 16]
+
+
+def test_a_build_that_fails_by_its_profile_names_the_profile(tmp_path):
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "logits")]
+    onnx.save(model_of(nodes, {"w": weight(32, 8)}, ("n", "t")), tmp_path / "model.onnx")
+    for size, is_built in ((64, False), (32, True)):
+        request = BuildRequest(
+            backend="rtx",
+            onnx="model.onnx",
+            engine="e",
+            target="sm86",
+            workspace_mb=64,
+            optimization_level=None,
+            profiles={"x": Profile(min=(1, size), opt=(1, size), max=(4, size))},
+        )
+        if is_built:
+            assert engine_from_onnx(request, tmp_path)
+            continue
+        with pytest.raises(PassError) as caught:
+            engine_from_onnx(request, tmp_path)
+        remedy = str(caught.value.remedy)
+        assert "`min` of `profiles` (x [1, 64])" in remedy
+        assert "set shapes that the model can have" in remedy
+        assert "lint" not in remedy
