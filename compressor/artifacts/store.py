@@ -38,6 +38,7 @@ from compressor.artifacts.artifact import (
 from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.exchange import replace_directory
 from compressor.artifacts.files import (
+    copy_file,
     fsync_directory,
     fsync_tree,
     require_file_locks,
@@ -187,6 +188,20 @@ class Store:
             elif (old := replace_directory(staged, final, session.aside(final))) is not None:
                 self._delete(old, session)
         return Artifact(final, manifest)
+
+    def copy(self, artifact: Artifact) -> Artifact:
+        """Copy an artifact of another store with all its files; the caller has locked its id.
+
+        Raises:
+            StorageError: as ``publish``.
+        """
+        with self.current_session() as session:
+            staged = session.temporary("copied")
+            with writing(staged):
+                for file in sorted(artifact.path.rglob("*")):
+                    if file.is_file():
+                        copy_file(file, staged / file.relative_to(artifact.path))
+            return self.adopt(staged, artifact.manifest)
 
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
         """Replace manifest and reports of an artifact at once; the model is unchanged.

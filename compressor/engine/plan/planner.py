@@ -214,6 +214,7 @@ class _Planner:
             self._add_source(source)
         else:
             self._add_existing(SOURCE, self._resolve(str(self.pipeline.config.model.path)))
+            self._measure_existing(SOURCE)
         format_name = self.steps[SOURCE].format
         self.problems += [
             format_problem(self.pipeline, step, "the source model", format_name)
@@ -240,6 +241,35 @@ class _Planner:
             given=artifact,
             measured=manifest.measured,
         )
+
+    def _measure_existing(self, name: str) -> None:
+        """Measure an existing artifact as this pipeline asks, where it was measured otherwise."""
+        step = self.steps[name]
+        reference_id = self._reference_id(name, step.artifact_id)
+        measure = self.pipeline.config.model.measure
+        measured = self._measurement_digest(step.format, reference_id, measure=measure)
+        if measured in {"", step.measured}:
+            return
+        if (copy := self._measured_copy(step, measured)) is not None:
+            self.steps[name] = replace(step, given=copy, measured=measured)
+            return
+        facts = step.estimate.model
+        uses = self._measured_uses(facts, measured, reference_id)
+        self.data.check(uses)
+        reference = self.reference if reference_id else None
+        self.steps[name] = replace(
+            step, state="measure", measured=measured, reference=reference, data=uses
+        )
+
+    def _measured_copy(self, step: PlannedStep, measured: str) -> Artifact | None:
+        """Return the copy of an artifact of another store that an earlier run has measured."""
+        if self.store is None:
+            return None
+        try:
+            copy = self.store.find(step.pass_name, step.artifact_id)
+        except DamagedArtifactError:
+            return None
+        return copy if copy is not None and copy.manifest.measured == measured else None
 
     def _add_source(self, source: SourceModel) -> None:
         facts = source.facts()
@@ -321,14 +351,14 @@ class _Planner:
             return Estimate(facts["parent"])
 
     def _measured_uses(
-        self, draft: _StepWithoutId, measured: str, reference_id: str | None
+        self, model: ModelFacts, measured: str, reference_id: str | None
     ) -> tuple[DataUse, ...]:
         """Return the data sets that a step is measured on; add metrics that do not apply."""
         if not measured:
             return ()
         evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
-        self.data.check_metrics(evaluate, draft.estimate.model)
-        return measured_uses(evaluate, draft.estimate.model)
+        self.data.check_metrics(evaluate, model)
+        return measured_uses(evaluate, model)
 
     def _digest(self, name: str) -> str:
         """Return the digest of a data set."""
@@ -341,8 +371,9 @@ class _Planner:
         settings = BuildSettings(self.seed, self.pipeline.config.threads, self.device)
         artifact_id = compute_id(recipe, draft.hashed_config, inputs, settings)
         reference_id = self._reference_id(draft.name, artifact_id)
-        measured = self._measurement_digest(draft, reference_id)
-        uses = (*draft.data, *self._measured_uses(draft, measured, reference_id))
+        measured = self._measurement_digest(draft.format, reference_id, measure=draft.measure)
+        model = draft.estimate.model
+        uses = (*draft.data, *self._measured_uses(model, measured, reference_id))
         self.data.check(uses)
         self.steps[draft.name] = PlannedStep(
             name=draft.name,
@@ -364,12 +395,14 @@ class _Planner:
             return artifact_id
         return self.steps[self.reference].artifact_id if self.reference in self.steps else None
 
-    def _measurement_digest(self, draft: _StepWithoutId, reference_id: str | None) -> str:
+    def _measurement_digest(
+        self, format_name: str, reference_id: str | None, *, measure: bool
+    ) -> str:
         """Return the digest of a step's measurement settings; empty if it is not measured."""
         evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
-        executable = format_named(draft.format).runtime is not None
+        executable = format_named(format_name).runtime is not None
         configured = evaluate.accuracy is not None or evaluate.latency is not None
-        if not (draft.measure and executable and configured):
+        if not (measure and executable and configured):
             return ""
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
         digests = {name: self._digest(name) for name in sorted(names)}

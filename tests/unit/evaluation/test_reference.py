@@ -153,3 +153,39 @@ def test_a_single_pass_is_compared_with_its_input(file: Path) -> None:
         planned, lambda _: None, lambda *_: None, selected=frozenset({"export-onnx"})
     ).run()
     assert metrics_by_step(result)["export-onnx"]["kl"] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_an_artifact_to_start_from_is_measured_as_this_pipeline_asks(file: Path) -> None:
+    trained = run(file, until="trained").steps[1].artifact
+    manifest = (trained.path / "manifest.json").read_bytes()
+    later = file.parent / "later" / "pipeline.yaml"
+    later.parent.mkdir()
+    later.write_text(
+        "version: 1\nname: later\n"
+        f"model: {{path: {trained.path}}}\n"
+        "data: {test: {source: tiny}}\n"
+        "evaluate: {accuracy: {data: test, metrics: [top1], num_samples: 8, bootstrap: 0}}\n"
+        "passes: [{type: export-onnx, name: onnx}]\n"
+    )
+    first = run(later)
+    assert [step.how for step in first.steps] == ["measured", "built"]
+    source, exported = (step.artifact.manifest.metrics for step in first.steps)
+    assert source[0].name == "top1"
+    assert source[0].samples == 8
+    assert source[0].value == exported[0].value
+    assert first.steps[0].artifact.path.parent == later.parent / "store"
+    verify(first.steps[0].artifact)
+    assert (trained.path / "manifest.json").read_bytes() == manifest
+    assert [step.how for step in run(later).steps] == ["cached", "cached"]
+
+
+def test_an_artifact_of_the_same_store_is_measured_where_it_is(file: Path) -> None:
+    trained = run(file, until="trained").steps[1].artifact
+    sets = ("evaluate.accuracy.metrics=[top1]", "passes=[]")
+    text = file.read_text().replace("{family: tiny, config: {}}", f"{{path: {trained.path}}}")
+    file.write_text(text)
+    result = run(file, *sets)
+    assert [step.how for step in result.steps] == ["measured"]
+    assert result.steps[0].artifact.path == trained.path
+    assert "kl" not in metrics_by_step(result)["source"]
+    assert "top1" in metrics_by_step(result)["source"]
