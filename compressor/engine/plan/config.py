@@ -37,8 +37,8 @@ class ModelConfig(Record):
 
     path: str | None = None
     """A model's folder or file in any installed format, or an artifact; relative to
-    pipeline.yaml. `autoglm-compress show PATH` describes it. An artifact that was measured otherwise
-    than this pipeline asks is measured again: one of another store as a copy in this one."""
+    pipeline.yaml. `autoglm-compress show PATH` describes it. An artifact that was measured in
+    another way than this pipeline asks is measured again: in its store, or a copy in this one."""
     family: str | None = None
     """A model family; the weights are initialized from `seed`."""
     preset: str | None = None
