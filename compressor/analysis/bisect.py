@@ -60,8 +60,9 @@ class Bisection(BaseModel):
 class BisectOptions:
     """Options of `bisect`."""
 
-    metric: str
-    """An accuracy metric that compares with labels, such as ``top1``."""
+    metric: str | None = None
+    """An accuracy metric; None for the first of the pipeline that compares with labels, or else the
+    first. One without labels, such as ``kl``, compares with the model at the start of the chain."""
     step: str | None = None
     """Last step of the chain; None: the last step of the run."""
     within: str | None = None
@@ -113,13 +114,14 @@ def bisect(
             options.metric,
             samples=options.samples,
             threads=pipeline.config.threads,
+            start=StoredModel.of(links[0].parent_artifact).runnable()[0],
         )
         losses = _losses(links, _measure_steps(links, evaluator, progress), evaluator)
-        worst = _worst_step(losses, options)
+        worst = _worst_step(losses, options, evaluator.metric)
         link = next(link for link in links if link.step == worst.step)
         search = _search_step(link, worst, evaluator, each=options.each, progress=progress)
         return Bisection(
-            metric=options.metric,
+            metric=evaluator.metric,
             samples=evaluator.samples,
             passes=losses,
             culprit=worst.step,
@@ -157,6 +159,7 @@ def _measure_steps(
         progress("passes", done, len(links))
         for name, artifact in ((link.parent, link.parent_artifact), (link.step, link.artifact)):
             is_measured = bool(artifact.manifest.metrics) or artifact.id != source_id
+            is_measured = is_measured or evaluator.reference is not None
             if name not in values and is_measured:
                 values[name] = evaluator.measure_artifact(artifact)
     return values
@@ -184,7 +187,7 @@ def _losses(
     return tuple(losses)
 
 
-def _worst_step(losses: Sequence[PassLoss], options: BisectOptions) -> PassLoss:
+def _worst_step(losses: Sequence[PassLoss], options: BisectOptions, metric: str) -> PassLoss:
     candidates = [loss for loss in losses if options.within in {None, loss.step}]
     if not candidates:
         raise UsageError(
@@ -195,9 +198,7 @@ def _worst_step(losses: Sequence[PassLoss], options: BisectOptions) -> PassLoss:
     if worst.lost <= 0:
         step = "no step" if options.within is None else options.within
         verb = "lost" if options.within is None else "did not lose"
-        raise UsageError(
-            f"{step} {verb} {options.metric} on these samples", remedy="try more --samples"
-        )
+        raise UsageError(f"{step} {verb} {metric} on these samples", remedy="try more --samples")
     return worst
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -66,36 +67,48 @@ class MetricEvaluator:
     dataset: Dataset
     config: AccuracyConfig
     threads: int
+    reference: StoredModel | None = None
+    """The model that metrics without labels compare with; None for metrics with labels."""
 
     @classmethod
     def create(
         cls,
         evaluate: EvaluateConfig,
         load_dataset: Callable[[str], Dataset],
-        metric: str,
+        metric: str | None,
         *,
         samples: int,
         threads: int,
+        start: StoredModel,
     ) -> MetricEvaluator:
         """Return an evaluator on the data set of ``evaluate.accuracy``.
 
+        Args:
+            evaluate: the data set, and the metrics of which the first is the default.
+            load_dataset: returns a data set by its name.
+            metric: the metric; None for the first that compares with labels, or else the first.
+            samples: number of samples.
+            threads: threads of one operator.
+            start: the model at the start of the chain, with which metrics without labels compare.
+
         Raises:
-            UsageError: there is no such data set, or the metric compares with a reference.
+            UsageError: there is no such data set or metric.
         """
         if evaluate.accuracy is None:
             raise UsageError(
                 "the pipeline has no data set to measure accuracy on",
                 remedy="add `evaluate.accuracy`",
             )
-        if not is_metric(metric) or reference_metrics([metric]):
-            names = [name for name in known_metrics() if not reference_metrics([name])]
+        if metric is None:
+            metric = _default_metric(evaluate.accuracy.metrics)
+        if not is_metric(metric):
             raise UsageError(
-                f"--metric {metric}: expected a metric that compares with labels",
-                remedy=f"one of {', '.join(names)}",
+                f"--metric {metric}: unknown metric", remedy=f"one of {', '.join(known_metrics())}"
             )
         update = {"metrics": (metric,), "num_samples": samples, "bootstrap": 0, "reference": None}
         config = evaluate.accuracy.model_copy(update=update)
-        return cls(metric, load_dataset(config.data), config, threads)
+        reference = start if reference_metrics([metric]) else None
+        return cls(metric, load_dataset(config.data), config, threads, reference)
 
     @property
     def better(self) -> Literal["higher", "lower"]:
@@ -116,9 +129,13 @@ class MetricEvaluator:
         return self._measure(session, None)
 
     def _measure(self, session: Session, generating: GeneratingModel | None) -> float:
-        report = measure_accuracy(
-            session, self.dataset, self.config, lambda *_: None, generating=generating
-        )
+        with ExitStack() as stack:
+            reference = None
+            if self.reference is not None:
+                reference = stack.enter_context(self.reference.open_session(self.threads))
+            report = measure_accuracy(
+                session, self.dataset, self.config, lambda *_: None, reference, generating
+            )
         return report.metrics[0].value
 
     def measure_artifact(self, artifact: Artifact) -> float:
@@ -126,6 +143,12 @@ class MetricEvaluator:
         model, _ = StoredModel.of(artifact).runnable()
         with model.open_session(self.threads) as session:
             return self._measure(session, GeneratingModel(model, self.threads))
+
+
+def _default_metric(metrics: Sequence[str]) -> str:
+    """Return the first metric that compares with labels, or else the first."""
+    labelled = [name for name in metrics if not reference_metrics([name])]
+    return (labelled or list(metrics))[0]
 
 
 def search_layers(

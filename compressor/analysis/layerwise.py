@@ -45,6 +45,9 @@ class LayerComparison(BaseModel):
     """Layers that only model a has."""
     only_b: tuple[str, ...]
     """Layers that only model b has."""
+    paired_by_name: bool = False
+    """True if nothing but equal names states that layers are the same: neither file notes its
+    layers, as those that a pass wrote do."""
 
 
 _ROUNDING_ERROR = 1e-8
@@ -94,6 +97,7 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
         ),
         only_a=tuple(name for name in trace_a.outputs if name not in trace_b.outputs),
         only_b=tuple(name for name in trace_b.outputs if name not in trace_a.outputs),
+        paired_by_name=not (a.notes_layers or b.notes_layers),
     )
 
 

@@ -156,7 +156,10 @@ def gain(
 def bisect(
     target: RunPath,
     pipeline: DataPipeline,
-    metric: Annotated[str, typer.Option(help="Metric that got worse.")] = "top1",
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Metric that got worse; default: the pipeline's first with labels."),
+    ] = None,
     step: Annotated[
         str | None, typer.Option(help="Last step to look at; default: the run's last.")
     ] = None,
@@ -174,7 +177,7 @@ def bisect(
     """Find the pass, then the layer, that lost accuracy.
 
     Layers of the step that lost most are replaced by those of its parent, and accuracy is measured
-    again.
+    again. Metrics without labels, such as kl, compare with the model that the chain starts from.
     """
     from compressor.analysis.bisect import BisectOptions
     from compressor.analysis.bisect import bisect as bisect_run

@@ -36,7 +36,14 @@ class Trace:
 
 
 class Layers(ABC):
-    """An open model whose layers can be inspected."""
+    """An open model whose layers can be inspected.
+
+    Attributes:
+        notes_layers: False for a file in which layers are found by operators: what other tools name
+            alike need not be the same layer.
+    """
+
+    notes_layers: bool = True
 
     @abstractmethod
     def trace(self, batch: Batch) -> Trace:

@@ -69,6 +69,11 @@ def _render_layers(layers: LayerComparison) -> None:
     difference = f"outputs differ from {first} on" if first else "no outputs differ"
     common = f"{len(layers.layers)} common layers"
     print_line(f"\n{layers.samples} samples, {common}; {difference}")
+    if layers.paired_by_name:
+        print_line(
+            "layers are paired by name alone: neither file notes its layers, so equal names need "
+            "not mean the same layer"
+        )
     for model, names in (("first", layers.only_a), ("second", layers.only_b)):
         if names:
             print_line(f"only in the {model} model: {', '.join(names)}")

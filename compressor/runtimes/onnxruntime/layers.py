@@ -107,7 +107,8 @@ class OnnxLayers(Layers):
             name: number for number, node in enumerate(self._index.nodes) for name in node.output
         }
         values = self._index.producers.keys() | {spec.name for spec in self._inputs}
-        if INPUTS_KEY in metadata:
+        self.notes_layers = INPUTS_KEY in metadata
+        if self.notes_layers:
             where = f"{folder / MODEL}: the names of its layers"
             named = parse_json(metadata[INPUTS_KEY].encode(), where, ModelError, _REMEDY)
             reads = expect(named, dict, where, ModelError, _REMEDY)

@@ -26,6 +26,8 @@ from compressor.evaluation.records import AccuracyConfig, EvaluateConfig
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import StoredModel, format_named, open_layers, open_session
 from compressor.runtimes.layers import Layers, Trace
+from tests.support.engines import Arrays
+from tests.support.foreign_graphs import IMAGES, Optimized, residual_network
 
 FAULTY_LAYERS = (
     "vision.blocks.0.filter",
@@ -155,7 +157,9 @@ class PredictedLabels(Dataset):
         return {name: array[indices] for name, array in self.arrays.items()}
 
 
-def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep:
+def publish(
+    store: Store, model: Path, name: str, parent: str | None, kind: str = "torch"
+) -> RunStep:
     """Publish a model as the artifact of a step."""
     staged = store.staging(name * 12) / "out"
     (staged / "model").mkdir(parents=True)
@@ -164,7 +168,7 @@ def publish(store: Store, model: Path, name: str, parent: str | None) -> RunStep
     manifest = Manifest(
         id=name * 12,
         step=name,
-        kind="torch",
+        kind=kind,
         parents={},
         pass_=PassRecord(name=name, version=1, config={}),
         seed=0,
@@ -228,5 +232,42 @@ def test_bisect_finds_the_pass_and_the_layer(model: Path, tmp_path: Path, each: 
         bisect_run(step="harmless")
     with pytest.raises(UsageError, match="no step 'nothing'"):
         bisect_run(step="nothing")
-    with pytest.raises(UsageError, match="expected a metric that compares with labels"):
-        bisect_run("kl")
+    with pytest.raises(UsageError, match="unknown metric") as error:
+        bisect_run("kll")
+    assert "kl, " in str(error.value.remedy)
+    if each:
+        return
+    result = bisect_run("kl", samples=24)
+    assert (result.metric, result.culprit, result.layer) == ("kl", "harmful", culprit)
+
+
+def test_graphs_of_other_tools_are_bisected_without_labels(tmp_path: Path) -> None:
+    made = Optimized(residual_network(), tmp_path, {"image": IMAGES}, smoothing=False)
+    store = Store(tmp_path / "store")
+    steps = [
+        publish(store, made.parent, "origin", None, "onnx"),
+        publish(store, made.parent, "same", "origin", "onnx"),
+        publish(store, made.out, "integers", "same", "onnx"),
+    ]
+    record = RunRecord(pipeline="foreign", command="", steps=tuple(steps), gates=())
+    with save_run(store, record) as (run, _):
+        pass
+    accuracy = AccuracyConfig(data="test", metrics=("relative_error", "cosine"))
+    source = SimpleNamespace(load=lambda *_: Arrays(image=IMAGES))
+    pipeline: Any = SimpleNamespace(
+        config=SimpleNamespace(evaluate=EvaluateConfig(accuracy=accuracy), threads=1),
+        data={"test": SimpleNamespace(source=source, config=None)},
+    )
+    result = bisect(run, pipeline, SourceContext(tmp_path), BisectOptions(samples=24))
+    assert (result.metric, result.culprit) == ("relative_error", "integers")
+    assert [loss.before for loss in result.passes] == [0, 0]
+    assert result.passes[1].after == pytest.approx(made.error(emulated=False), rel=0.3)
+    assert "`compare -p` shows the error that each layer adds" in str(result.why_not)
+
+
+def test_layers_that_nothing_but_names_pairs_are_told(tmp_path: Path) -> None:
+    made = Optimized(residual_network(), tmp_path, {"image": IMAGES}, smoothing=False)
+    parent, child = (open_layers("onnx", path, threads=1) for path in (made.parent, made.out))
+    batch = {"image": IMAGES[:4]}
+    assert not compare_layers(parent, child, batch).paired_by_name
+    assert compare_layers(parent, parent, batch).paired_by_name
