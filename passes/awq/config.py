@@ -76,8 +76,8 @@ class AwqConfig(PassConfig):
     gguf_scales: Annotated[bool, LeftOutOfIds()] = False
     """Choose scales that blocks of GGUF hold, for an `export-gguf` step. With zero-points: scales
     whose product with the zero-point is a float16 (Q4_1). Symmetric: scales of either sign, so that
-    the additional negative integer serves whichever end of a group reaches further (Q4_0). Every
-    other consumer reads such a checkpoint too."""
+    the additional negative integer serves whichever end of a group reaches further (Q4_0). Other
+    consumers read such a checkpoint too, but TensorRT refuses negative scales."""
     format: FormatName = "awq"
     """Checkpoint format: `awq` (AutoAWQ's GEMM layout: 4 bits, zero-points, float16) or
     `compressed-tensors` (its pack-quantized layout: 2, 3, 4 or 8 bits)."""

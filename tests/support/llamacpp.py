@@ -32,12 +32,19 @@ class LlamaCpp:
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Return the logits after each token, float32 [tokens, vocabulary]."""
         self.llama._clear_context_state()
+        return self._decode(tokens, 0)
+
+    def decode(self, token: int, position: int) -> np.ndarray:
+        """Return the logits after one more token."""
+        return self._decode([token], position)
+
+    def _decode(self, tokens: Sequence[int], position: int) -> np.ndarray:
         batch = self._lib.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
             for at, token in enumerate(tokens):
-                batch.token[at], batch.pos[at], batch.n_seq_id[at] = int(token), at, 1
-                batch.seq_id[at][0], batch.logits[at] = 0, 1
+                batch.token[at], batch.pos[at] = int(token), position + at
+                batch.n_seq_id[at], batch.seq_id[at][0], batch.logits[at] = 1, 0, 1
             if status := self._lib.llama_decode(self.llama._ctx, batch):
                 raise RuntimeError(f"llama_decode returned {status}")
             size = len(tokens) * self.llama.n_vocab

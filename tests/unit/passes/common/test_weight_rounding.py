@@ -125,3 +125,32 @@ def test_inputs_that_come_from_one_row_share_a_scale():
     source = Source("self_attn.v_proj", "rows", repeats=2, block=3)
     shared = average_shared(torch.arange(12.0), source)
     assert shared.tolist() == [1.5, 2.5, 3.5] * 2 + [7.5, 8.5, 9.5] * 2
+
+
+def test_gguf_scales_keep_the_product_with_the_zero_point_in_float16(case):
+    inputs, weight, moments = case
+    grid = WeightGrid(bits=4, group_size=16)
+    hessian = Hessian.from_moments(moments.clone())
+    errors = {}
+    for gguf in (False, True):
+        scales = ScaleFormat(torch.float16, gguf)
+        packed = quantize_weights(weight, weight, hessian, grid, scales, gptq=True)
+        product = packed.scales_OG.float() * packed.zeros_OG.float()
+        assert torch.equal(product.half().float(), product) == gguf
+        errors[gguf] = float((inputs @ (packed.dequantize().T - weight)).square().sum())
+    assert errors[True] < 1.1 * errors[False]
+
+
+def test_symmetric_gguf_scales_turn_the_longer_side_to_the_additional_integer(case):
+    _, weight, moments = case
+    grid = WeightGrid(bits=4, group_size=16, symmetric=True)
+    errors = {}
+    for gguf in (False, True):
+        grids = search_grids(weight, torch.ones(48), grid, ScaleFormat(torch.float16, gguf))
+        assert bool((grids.scale_GO < 0).any()) == gguf
+        errors[gguf] = float((round_to_nearest(weight, grids) - weight).square().sum())
+    assert errors[True] < 0.97 * errors[False]
+    hessian = Hessian.from_moments(moments.clone())
+    scales = ScaleFormat(torch.float16, gguf=True)
+    packed = quantize_weights(weight, weight, hessian, grid, scales, gptq=True)
+    assert int(packed.integers_OI.min()) == 0
