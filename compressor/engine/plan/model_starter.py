@@ -9,19 +9,17 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from compressor.config import discovery
 from compressor.config.validation import references
 from compressor.data.contract import (
     DataFacts,
-    DataSource,
     InputFacts,
     SourceContext,
     StarterData,
@@ -29,11 +27,14 @@ from compressor.data.contract import (
 )
 from compressor.engine.contract import Pass, StarterModel
 from compressor.engine.plan.capabilities import installed_passes, suitable_passes
-from compressor.engine.plan.config import SOURCE
 from compressor.engine.plan.starter import WrittenPipeline, starter_file, write_pipeline
+from compressor.engine.plan.starter_text import (
+    DataSet,
+    PipelineParts,
+    StartingPoint,
+    pipeline_text,
+)
 from compressor.errors import UsageError
-from compressor.evaluation.outputs import fitting_metrics, misfit
-from compressor.foreign_files.real_path import real_path
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import InputSpec
@@ -44,51 +45,6 @@ from compressor.runtimes.working_inputs import SizeTrial
 
 _TORCH = "torch"
 """Format of modules of other libraries once a pipeline has taken them over."""
-_DATA = "samples"
-"""Name of the data set."""
-_WINDOWS = 16
-"""Number of samples for the accuracy of language models, whose logits are large."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Data:
-    """The data set of the pipeline."""
-
-    source: DataSource[Any]
-    starter: StarterData
-    num_classes: int | None = None
-    """Exclusive upper bound of the labels; None if it is not known, or there are no labels."""
-    inputs: tuple[InputFacts, ...] = ()
-    """Arrays of the user's files that a model takes, where they are known."""
-
-
-@dataclass(frozen=True, slots=True)
-class StartingPoint:
-    """The model that a pipeline is written for."""
-
-    name: str
-    """Name of the pipeline."""
-    title: str
-    model: Mapping[str, Any]
-    """Fields under ``model:``; values of the type ``Path`` are written relative to the pipeline."""
-    folder: Path
-    """Folder that may hold a tokenizer."""
-    format: Format
-    starter: StarterModel
-    missing: tuple[str, ...] = ()
-    """Fields of ``model`` that the user has to set, with their meaning."""
-    needs_code: bool = False
-    knows_inputs: bool = True
-    """False if shapes or types of the inputs are not known: their data can have any."""
-    with_inputs: Callable[[Sequence[InputFacts]], StartingPoint] | None = None
-    """Returns the starting point with the shapes and types that samples have, where the model does
-    not state them."""
-    data_fields: Mapping[str, Any] = field(default_factory=dict)
-    """Values of fields of the data set, for sources that have them: mean and deviation."""
-    comments: tuple[str, ...] = ()
-    """Lines above ``model:``."""
-    remedy: str | None = None
-    """Way to a model that passes read, where none of them reads this one."""
 
 
 def write_model_starter(model: Path, folder: Path, data: Path | None) -> WrittenPipeline:
@@ -153,8 +109,8 @@ def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) 
             f"no installed data source has samples with the inputs of {start.name}",
             remedy="write the pipeline by hand, with data of the source python",
         )
-    parts = _Parts(replace(start, starter=starter), tuple(steps), data_set)
-    write_pipeline(file, _pipeline_text(parts, folder))
+    parts = PipelineParts(replace(start, starter=starter), tuple(steps), data_set)
+    write_pipeline(file, pipeline_text(parts, folder))
     missing = () if data_set is None else _missing_files(data_set.starter, data)
     needs_code = data_set is not None and data_set.starter.needs_code
     return WrittenPipeline(file, (*start.missing, *missing), start.needs_code or needs_code)
@@ -187,7 +143,7 @@ def _with_known(shape: tuple[int | str, ...], sizes: Sequence[int | None]) -> tu
     )
 
 
-def _fitting_data(start: StartingPoint) -> list[_Data]:
+def _fitting_data(start: StartingPoint) -> list[DataSet]:
     """Return the data sets that feed the model: those for it first, then those without code."""
     model = start.starter
     if model.inputs is None:
@@ -206,7 +162,7 @@ def _fitting_data(start: StartingPoint) -> list[_Data]:
         discovery.load(discovery.SOURCES, name) for name in discovery.names(discovery.SOURCES)
     ]
     fitting = [
-        _Data(source, replace(starter, fields=_with_values(starter.fields, start.data_fields)))
+        DataSet(source, replace(starter, fields=_with_values(starter.fields, start.data_fields)))
         for source in sources
         if (starter := source.starter(wanted)) is not None
         and required <= starter.inputs
@@ -228,7 +184,9 @@ def _with_values(fields: Mapping[str, Any], values: Mapping[str, Any]) -> dict[s
     return {name: values.get(name, value) for name, value in fields.items()}
 
 
-def _choose_data(fitting: Sequence[_Data], files: Path | None, *, uses_code: bool) -> _Data | None:
+def _choose_data(
+    fitting: Sequence[DataSet], files: Path | None, *, uses_code: bool
+) -> DataSet | None:
     """Return the first data set that can read the user's files, or the first with a placeholder.
 
     Args:
@@ -317,7 +275,7 @@ def _no_pass(start: StartingPoint) -> UsageError:
     )
 
 
-def _with_files(data: _Data, files: Path) -> tuple[_Data, list[str]]:
+def _with_files(data: DataSet, files: Path) -> tuple[DataSet, list[str]]:
     """Return a data set with the user's files, and what its source finds wrong with them."""
     fields = {**data.starter.fields, "path": files.absolute()}
     config = data.source.Config.model_validate_json(
@@ -327,7 +285,7 @@ def _with_files(data: _Data, files: Path) -> tuple[_Data, list[str]]:
     problems = data.source.problems(config, context)
     facts = DataFacts() if problems else data.source.facts(config, context)
     starter = replace(data.starter, fields=fields)
-    return _Data(data.source, starter, facts.num_classes, facts.inputs or ()), problems
+    return DataSet(data.source, starter, facts.num_classes, facts.inputs or ()), problems
 
 
 def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:
@@ -339,92 +297,6 @@ def _missing_files(starter: StarterData, data: Path | None) -> tuple[str, ...]:
     if data is None and "path" in starter.fields:
         missing.insert(0, f"`path`: {starter.files}")
     return tuple(missing)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Everything that the text of a pipeline is made of."""
-
-    start: StartingPoint
-    steps: tuple[Pass[Any], ...]
-    data: _Data | None
-
-
-def _pipeline_text(parts: _Parts, folder: Path) -> str:
-    start, steps = parts.start, parts.steps
-    chosen = {pass_.name for pass_ in steps}
-    others = [
-        answer.pass_name
-        for answer in suitable_passes(start.format, start.starter)
-        if not answer.reasons and answer.pass_name not in chosen
-    ]
-    lines = ["# yaml-language-server: $schema=pipeline.schema.json", f"# Model: {start.title}."]
-    if others:
-        lines.append(f"# It can also go through {', '.join(others)}; for their fields, run")
-        lines.append(f"# `autoglm-compress passes explain {others[0]}`.")
-    lines += ["version: 1", f"name: {start.name}", *(f"# {line}" for line in start.comments)]
-    lines.append(f"model: {_flow(_written(start.model, folder))}")
-    if parts.data is not None:
-        source, starter = parts.data.source, parts.data.starter
-        fields = {"source": source.name, **_written(starter.fields, folder)}
-        lines += ["data:"]
-        lines += [f"  # {starter.files}"] if starter.files else []
-        lines += [f"  {_DATA}: {_flow(fields)}"]
-        lines += ["evaluate:  # measured for every artifact", *_accuracy(parts)]
-        lines += [f"  latency: {{data: {_DATA}}}"]
-    lines.append("passes:")
-    for number, pass_ in enumerate(steps):
-        # Of two passes that read the model's own format, the second is a branch.
-        is_branch = number > 0 and steps[number - 1].produces == start.format.name
-        fields = {
-            "type": pass_.name,
-            **({"from": SOURCE} if is_branch else {}),
-            **pass_.starter_fields(start.starter),
-        }
-        summary = (type(pass_).__doc__ or pass_.name).splitlines()[0]
-        lines += [f"  # {summary}", f"  - {_flow(fields)}"]
-    return "\n".join(lines) + "\n"
-
-
-def _accuracy(parts: _Parts) -> list[str]:
-    """Return the line with metrics that fit the outputs; none if the outputs are not known.
-
-    They compare each step with the model; where the samples have labels that fit, `top1` goes
-    first.
-    """
-    facts = parts.start.starter.facts
-    signature = facts.signature()
-    if signature is None or parts.data is None or not signature.outputs:
-        return []
-    labels = parts.data.num_classes
-    metrics = fitting_metrics(signature.outputs, signature.classes)
-    fits = misfit("top1", signature.outputs, signature.classes) is None
-    if fits and labels is not None and labels <= (signature.classes or labels):
-        metrics = ("top1", *metrics)
-    fields: dict[str, Any] = {"data": _DATA, "metrics": list(metrics)}
-    if facts.capability(CachedGeneration) is not None:
-        fields["num_samples"] = _WINDOWS
-    return [f"  accuracy: {_flow(fields)}  # compared with the model"]
-
-
-def _written(fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    return {
-        name: _relative(value, folder) if isinstance(value, Path) else value
-        for name, value in fields.items()
-    }
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """Return a path as the pipeline file in a folder has to write it."""
-    target = real_path(path) if path.is_dir() else real_path(path.parent) / path.name
-    return Path(os.path.relpath(target, real_path(folder))).as_posix()
-
-
-def _flow(fields: Mapping[str, Any]) -> str:
-    text: str = yaml.safe_dump(
-        dict(fields), default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True
-    )
-    return text.strip()
 
 
 def pipeline_name(model: Path) -> str:

@@ -18,12 +18,12 @@ from compressor.config.permission import code_is_allowed
 from compressor.data.contract import InputFacts
 from compressor.engine.contract import StarterModel
 from compressor.engine.plan.model_starter import (
-    StartingPoint,
     pipeline_name,
     write_model_starter,
     write_starting_point,
 )
 from compressor.engine.plan.starter import WrittenPipeline
+from compressor.engine.plan.starter_text import StartingPoint
 from compressor.errors import UsageError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.signature import InputSpec

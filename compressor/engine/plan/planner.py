@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from compressor.artifacts.artifact import MANIFEST, Artifact, open_artifact
+from compressor.artifacts.artifact import MANIFEST, open_artifact
 from compressor.artifacts.store import Store
 from compressor.config.document import Location
 from compressor.config.permission import allow_code
@@ -38,16 +38,16 @@ from compressor.engine.plan.plan import (
     Plan,
     PlannedStep,
     Recipe,
-    State,
     evaluate_of,
 )
 from compressor.engine.plan.source_model import SourceModel, open_source
+from compressor.engine.plan.stored_steps import facts_of_artifact, measured_copy, state_of
 from compressor.engine.plan.wiring import format_problem, wiring_problems
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
 from compressor.foreign_files.real_path import real_path
 from compressor.models.facts import ModelFacts
-from compressor.runtimes.formats import StoredModel, accepts, format_named
+from compressor.runtimes.formats import accepts, format_named
 
 
 def make_plan(
@@ -194,7 +194,7 @@ class _Planner:
         try:
             if model.path is not None and (self._resolve(model.path) / MANIFEST).is_file():
                 artifact = open_artifact(self._resolve(model.path))
-                check_user_code(_facts_of(artifact), artifact.path)
+                check_user_code(facts_of_artifact(artifact), artifact.path)
                 return None
             source = open_source(model, self.pipeline.document, self.pipeline.base)
             check_user_code(source.facts(), self._resolve(model.path or ""))
@@ -225,7 +225,7 @@ class _Planner:
     def _add_existing(self, name: str, path: Path) -> None:
         """Add an existing artifact as a planned step."""
         artifact = open_artifact(path)
-        facts, manifest = _facts_of(artifact), artifact.manifest
+        facts, manifest = facts_of_artifact(artifact), artifact.manifest
         check_user_code(facts, path)
         pass_ = manifest.pass_
         self.steps[name] = PlannedStep(
@@ -250,7 +250,7 @@ class _Planner:
         measured = self._measurement_digest(step.format, reference_id, measure=measure)
         if measured in {"", step.measured}:
             return
-        if (copy := self._measured_copy(step, measured)) is not None:
+        if (copy := measured_copy(self.store, step, measured)) is not None:
             self.steps[name] = replace(step, given=copy, measured=measured)
             return
         facts = step.estimate.model
@@ -260,16 +260,6 @@ class _Planner:
         self.steps[name] = replace(
             step, state="measure", measured=measured, reference=reference, data=uses
         )
-
-    def _measured_copy(self, step: PlannedStep, measured: str) -> Artifact | None:
-        """Return the copy of an artifact of another store that an earlier run has measured."""
-        if self.store is None:
-            return None
-        try:
-            copy = self.store.find(step.pass_name, step.artifact_id)
-        except DamagedArtifactError:
-            return None
-        return copy if copy is not None and copy.manifest.measured == measured else None
 
     def _add_source(self, source: SourceModel) -> None:
         facts = source.facts()
@@ -381,7 +371,7 @@ class _Planner:
             format=draft.format,
             artifact_id=artifact_id,
             inputs=draft.inputs,
-            state=self._state(recipe.pass_name, artifact_id, measured),
+            state=state_of(self.store, recipe.pass_name, artifact_id, measured),
             estimate=draft.estimate,
             builder=draft.builder,
             measured=measured,
@@ -407,20 +397,3 @@ class _Planner:
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
         digests = {name: self._digest(name) for name in sorted(names)}
         return evaluation_digest(evaluate, digests, reference_id)
-
-    def _state(self, pass_name: str, artifact_id: str, measured: str) -> State:
-        """Return the state; "measure" if the artifact exists with another measurement digest."""
-        if self.store is None:
-            return "build"
-        try:
-            artifact = self.store.find(pass_name, artifact_id)
-        except DamagedArtifactError:
-            return "damaged"
-        if artifact is not None:
-            return "cached" if artifact.manifest.measured == measured else "measure"
-        return "resume" if self.store.has_staging(artifact_id) else "build"
-
-
-def _facts_of(artifact: Artifact) -> ModelFacts:
-    model = StoredModel.of(artifact)
-    return model.format.facts(model.path)

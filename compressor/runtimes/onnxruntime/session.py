@@ -76,25 +76,7 @@ class OnnxSession(Session):
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
         is_decoder = self._caches is not None
         self._one_token = is_decoder and takes_one_token(self._session)
-        unshaped = _inputs_without_shape(self._session, folder)
-        self.inputs = tuple(
-            InputSpec(
-                value.name,
-                _numpy_dtype(value.type),
-                (REST,)
-                if value.name in unshaped
-                else tuple(
-                    "tokens" if self._one_token and axis == 1 else dimension(value.name, axis, size)
-                    for axis, size in enumerate(value.shape)
-                ),
-            )
-            for value in self._session.get_inputs()
-            if not is_decoder
-            or (
-                value.name not in {ATTENTION_MASK, ENCODER_MASK, IMAGE_EMBEDS, POSITION_OFFSETS}
-                and not value.name.startswith((PAST_PREFIX, CROSS_PREFIX))
-            )
-        )
+        self.inputs = self._input_specs(folder)
         self._encoder = Encoder.open_if_present(folder, threads, device) if is_decoder else None
         if self._encoder is not None:
             [tokens] = self.inputs
@@ -122,6 +104,29 @@ class OnnxSession(Session):
                 )
                 for value in self._session.get_outputs()
             )
+
+    def _input_specs(self, folder: Path) -> tuple[InputSpec, ...]:
+        """Return the inputs of the graph that samples have: of a decoder, its tokens alone."""
+        unshaped = _inputs_without_shape(self._session, folder)
+        is_decoder = self._caches is not None
+        return tuple(
+            InputSpec(
+                value.name,
+                _numpy_dtype(value.type),
+                (REST,)
+                if value.name in unshaped
+                else tuple(
+                    "tokens" if self._one_token and axis == 1 else dimension(value.name, axis, size)
+                    for axis, size in enumerate(value.shape)
+                ),
+            )
+            for value in self._session.get_inputs()
+            if not is_decoder
+            or (
+                value.name not in {ATTENTION_MASK, ENCODER_MASK, IMAGE_EMBEDS, POSITION_OFFSETS}
+                and not value.name.startswith((PAST_PREFIX, CROSS_PREFIX))
+            )
+        )
 
     def compute(self, feeds: Batch) -> Batch:
         """See ``Session.compute``.
