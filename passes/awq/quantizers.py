@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.consumers.vllm_names import has_other_names
 from compressor.models.facts import ModelFacts
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer
+from passes.awq.linear_shapes import decoder_grids
+from passes.awq.serving import Serving
 from passes.awq.streamed import StreamedQuantizer
 from passes.awq.whole import WholeQuantizer
 
@@ -33,11 +37,24 @@ def starter_fields(parent: ModelFacts) -> dict[str, Any]:
     layers = architecture.capability(StreamedLayers)
     if layers is None:
         return {"format": "compressed-tensors"}
+    tree: Any = architecture.config
+    if has_other_names(tree.tree.get("model_type")) and (served := _served(tree.tree, layers)):
+        return served
     widths = [inputs for _, inputs in layers.by_pattern().values()]
     fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in widths)]
     if not fitting:
         return {"group_size": -1}
     return {} if fitting[0] == GROUP_SIZES[0] else {"group_size": fitting[0]}
+
+
+def _served(tree: Mapping[str, Any], layers: StreamedLayers) -> dict[str, Any] | None:
+    """Return `serve_with` for two GPUs of Ada's kind; None if they do not load the model."""
+    fields = {"serve_with": {"vllm": {"tp": 2, "gpu": "sm89"}}}
+    config = Serving(AwqConfig.model_validate(fields), tree, layers).resolved()
+    fits = not Serving(config, tree, layers).problems() and all(
+        fit.grid is not None for fit in decoder_grids(config, config.grids[0], layers).values()
+    )
+    return fields if fits else None
 
 
 def _select(config: AwqConfig, model: Architecture) -> ModelQuantizer:

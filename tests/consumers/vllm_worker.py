@@ -77,7 +77,13 @@ def main() -> None:
     answer = os.dup(1)
     os.dup2(2, 1)  # vLLM prints to stdout
     unpacked = _unpack_where_no_kernel()
-    model = LLM(model=str(Path(sys.argv[1])), enforce_eager=True, max_model_len=512)
+    folder = Path(sys.argv[1])
+    model = LLM(
+        model=str(folder),
+        enforce_eager=True,
+        max_model_len=512,
+        skip_tokenizer_init=not (folder / "tokenizer.json").exists(),
+    )
     prompts = [_prompt(*pair) for pair in zip(request["prompts"], request["images"], strict=True)]
     sampling = SamplingParams(temperature=0.0, max_tokens=request["max_tokens"], ignore_eos=True)
     outputs = model.generate(prompts, sampling)

@@ -33,6 +33,11 @@ def name_in_vllm(name: str, model_type: object, method: str) -> str:
     return re.sub(r"\.(gate|up)_proj$", ".gate_up_proj", name)
 
 
+def has_other_names(model_type: object) -> bool:
+    """Return True for classes that vLLM loads only with names of its own in config.json."""
+    return model_type in _RENAMING_CLASSES
+
+
 def with_vllm_names(
     quantization: Mapping[str, Any], model_type: object, packed: Collection[str]
 ) -> dict[str, Any]:

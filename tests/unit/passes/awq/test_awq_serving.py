@@ -17,7 +17,7 @@ from compressor.models.facts import planned_facts
 from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.family import Transformers
 from passes.awq.config import AwqConfig
-from passes.awq.quantizers import quantizer_from_facts
+from passes.awq.quantizers import quantizer_from_facts, starter_fields
 from passes.awq.serving import Serving
 from tests.support.awq import NEAREST, run_awq, save_checkpoint
 
@@ -105,6 +105,12 @@ def test_explicit_values_that_do_not_load_are_refused(
     text = problems({**ADA, **fields})
     for line in lines:
         assert line in text
+
+
+def test_the_starter_of_a_glm4v_loads_on_two_gpus() -> None:
+    fields = starter_fields(planned_facts(architecture()))
+    assert fields == {"serve_with": {"vllm": {"tp": 2, "gpu": "sm89"}}}
+    assert resolved(fields).group_size == 64
 
 
 def test_ids_of_configs_without_the_field_do_not_change() -> None:
