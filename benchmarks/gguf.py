@@ -108,18 +108,16 @@ def quantize(options: argparse.Namespace) -> None:
             print(file, f"{file.stat().st_size / 1e6:.1f} MB")
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Return log probabilities in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+def log_probabilities(logits: np.ndarray) -> torch.Tensor:
+    """Return log probabilities after each token, [tokens, vocabulary]."""
+    return torch.from_numpy(logits).log_softmax(dim=1)
 
 
-def scores(logits: np.ndarray, reference: np.ndarray, tokens: list[int]) -> tuple[float, ...]:
+def scores(own: torch.Tensor, base: torch.Tensor, tokens: list[int]) -> tuple[float, ...]:
     """Return negative log-likelihood, KL divergence and agreement, each a mean over tokens."""
-    own, base = log_softmax(logits), log_softmax(reference)
-    likelihood = own[np.arange(len(tokens) - 1), tokens[1:]]
-    kl = (np.exp(base) * (base - own)).sum(axis=1)
-    agreement = (own.argmax(axis=1) == base.argmax(axis=1)).mean()
+    likelihood = own[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])]
+    kl = (base.exp() * (base - own)).sum(dim=1)
+    agreement = (own.argmax(dim=1) == base.argmax(dim=1)).float().mean()
     return -float(likelihood.mean()), float(kl.mean()), float(agreement)
 
 
@@ -149,9 +147,10 @@ def measure(options: argparse.Namespace) -> None:
         table: dict[str, list[tuple[float, ...]]] = {name: [] for name in files}
         speeds: dict[str, list[tuple[float, float]]] = {name: [] for name in files}
         for tokens in parts:
-            reference = models["float"].logits(tokens)
+            base = log_probabilities(models["float"].logits(tokens))
             for name, model in models.items():
-                table[name].append(scores(model.logits(tokens), reference, tokens))
+                own = log_probabilities(model.logits(tokens))
+                table[name].append(scores(own, base, tokens))
         for _ in range(options.rounds):
             for name in random.sample(list(files), len(files)):
                 speeds[name].append(tokens_per_second(models[name]))
