@@ -59,6 +59,13 @@ def contents_problems(
             "neither its values nor the result could be compared",
             "export the model in float32 or float16",
         )
+    elif contents.float_type == "float64" and config.precision != "fp32":
+        yield (
+            f"{precision}: the weights of the graph are in FP64, and only FP32 and FP16 are "
+            "converted",
+            f"export the model in float32, {_ALONE}",
+        )
+        return
     elif contents.float_type == "float16" and config.precision == "fp16":
         yield (
             f"{precision}: the graph is in FP16 already",

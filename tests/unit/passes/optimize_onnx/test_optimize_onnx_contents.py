@@ -156,6 +156,17 @@ def test_bfloat16_is_refused_with_its_reason(tmp_path):
         plan(model, tmp_path, precision="int4")
 
 
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_fp64_is_refused_with_its_reason(tmp_path, precision):
+    model = graph([node("MatMul", "x w", "y")], {"w": np.eye(4)}, {"x": ["N", 4]}, {"y": ["N", 4]})
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.elem_type = TensorProto.DOUBLE
+    with pytest.raises(RequirementError, match="in FP64, and only FP32 and FP16") as error:
+        plan(model, tmp_path, precision=precision, calibration=CALIBRATION)
+    assert error.value.remedy.startswith("export the model in float32, or set `precision: fp32`")
+    plan(model, tmp_path, precision="fp32")
+
+
 def test_an_old_graph_of_more_than_2_gb_is_refused_by_the_plan(tmp_path):
     model = product()
     tensor = model.graph.initializer[0]

@@ -55,13 +55,13 @@ def test_what_stays_in_float_is_stored_in_fp16(tmp_path):
     ]
     weights = {"k": weight(3, 64, 5, 5), "w": weight(64, 32)}
     model = half(graph(nodes, weights, {"x": ["N", 3, 16, 16]}, {"y": ["N", 32]}))
-    result = Optimized(model, tmp_path, {"x": IMAGES.astype(np.float16)})
+    result = Optimized(model, tmp_path, {"x": IMAGES.astype(np.float16)}, precision="int4")
     before, after = result.sizes()
     assert after < before
     stored = [tensor for tensor in result.graph.initializer if list(tensor.dims) == [3, 64, 5, 5]]
     assert [tensor.data_type for tensor in stored] == [TensorProto.FLOAT16]
     assert "Cast" not in optimized_operators(result.out / "model.onnx", tmp_path)[:-1][1:]
-    assert result.error() < 0.03
+    assert result.error() < 0.15
 
 
 def test_fp16_graphs_with_fp32_inputs_become_integers(tmp_path_factory):
