@@ -62,6 +62,7 @@ SECTIONS = {
     "export-gguf": ("passes/export_gguf", "compressor/runtimes/llamacpp"),
     "optimize-onnx": ("passes/optimize_onnx",),
     "export-ort": ("passes/export_ort",),
+    "export-mnn": ("passes/export_mnn", "compressor/runtimes/mnn"),
     "tensorrt and engines": ("passes/tensorrt", "compressor/runtimes/tensorrt"),
     "Measuring and gates": ("compressor/evaluation", "compressor/engine/gates"),
     "The store, runs, archives and signatures": ("compressor/artifacts",),

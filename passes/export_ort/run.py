@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from onnx import TensorProto
 
-from calibration.samples import Samples
 from compressor.artifacts.files import copy_file
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
-from compressor.errors import DataError, ParityError
-from compressor.evaluation.calls import plan_calls
+from compressor.errors import ParityError
 from compressor.graphs.files import MODEL, read_graph, tensors_of
 from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.lint.onnxruntime_mobile import xnnpack_problems
@@ -28,8 +25,9 @@ from compressor.runtimes.onnxruntime.integer_kernels import (
     integer_products_saturate,
 )
 from compressor.runtimes.onnxruntime.session import OnnxSession
+from passes.common.converted_parity import ConvertedParityConfig, beyond, parity_batches
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
-from passes.export_ort.config import ExportOrtConfig, OrtParityConfig
+from passes.export_ort.config import ExportOrtConfig
 from passes.export_ort.convert import OPERATORS, convert_graphs
 
 _OPENINGS = 5
@@ -75,7 +73,7 @@ def export_ort(
 
 
 def _compare(
-    parity: OrtParityConfig, parent: Path, out: Path, context: PassContext
+    parity: ConvertedParityConfig, parent: Path, out: Path, context: PassContext
 ) -> dict[str, OutputDifference]:
     """Compare the outputs of the files with those of the graphs.
 
@@ -86,15 +84,15 @@ def _compare(
         DataError: the data set is empty, or does not fit the graph.
         ParityError: an output differs by more than the limit.
     """
-    batches = list(_batches(parity, parent, context))
+    batches = list(parity_batches(parity, parent, context))
     differences = compare_graphs(parent, out, batches, context.threads)
     limit = parity.relative_error
     if limit is None:
         limit = _LOW_PRECISION_ERROR if _has_low_precision(parent) else _FLOAT_ERROR
-    wrong = _beyond(limit, differences)
+    wrong = beyond(limit, differences)
     if wrong and integer_products_saturate():
         exact = _compare_with_float_products(parent, out, batches, context.threads)
-        if not _beyond(limit, exact):
+        if not beyond(limit, exact):
             context.note(
                 "this processor lacks VNNI, so ONNX Runtime saturates large sums of integer "
                 "products in model.onnx; model.ort equals it where they do not saturate"
@@ -108,15 +106,6 @@ def _compare(
             "`parity.relative_error` if the difference is acceptable",
         )
     return differences
-
-
-def _beyond(limit: float, differences: Mapping[str, OutputDifference]) -> list[str]:
-    """Return a line for each output that differs by more than the limit."""
-    return [
-        f"    {name}: {each.describe()}, cosine {each.cosine:.6f}"
-        for name, each in differences.items()
-        if each.relative_error > limit or each.other_shapes
-    ]
 
 
 def _compare_with_float_products(
@@ -144,19 +133,6 @@ def _xnnpack(folder: Path, context: PassContext) -> dict[str, int]:
         listed = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
         context.note(f"{len(problems)} of {convolutions} convolutions {listed}")
     return {"taken": convolutions - len(problems), "left": len(problems)}
-
-
-def _batches(parity: OrtParityConfig, parent: Path, context: PassContext) -> Iterator[Batch]:
-    dataset = context.data(parity.data)
-    if len(dataset) == 0:
-        raise DataError(f"data set {parity.data!r} is empty")
-    count = min(len(dataset), parity.num_samples)
-    with open_session("onnx", parent, threads=context.threads) as session:
-        calls = plan_calls([session], dataset.batch(np.arange(1)), parity.batch_size, count)
-    if calls.reason is not None:
-        context.note(f"{calls.batch_size} samples per run: {calls.reason}")
-    samples = Samples(dataset, count=count, batch_size=calls.batch_size, seed=parity.seed)
-    yield from samples.batches("samples")
 
 
 def _file_row(parent: Path, out: Path, name: str, threads: int) -> dict[str, Any]:

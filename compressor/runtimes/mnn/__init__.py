@@ -1,0 +1,1 @@
+"""MNN, Alibaba's runtime for phones."""

@@ -1,0 +1,99 @@
+"""The MNN format: ``model.mnn`` beside the ONNX graph that it was converted from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from compressor.errors import ModelError
+from compressor.models.facts import ModelFacts
+from compressor.runtimes.formats import Cost, Format, SampleShapes
+from compressor.runtimes.onnxruntime.format import Onnx
+
+if TYPE_CHECKING:
+    from compressor.models.capabilities.signature import InputSpec
+    from compressor.runtimes.formats import TensorReader
+    from compressor.runtimes.session import Session
+    from compressor.runtimes.tensor_listing import ListedTensor
+
+_MODEL = "model.mnn"
+_GRAPH = Onnx()
+"""The format of the graph beside the file."""
+
+
+class Mnn(Format):
+    """A file of MNN, with the ONNX graph that it was converted from beside it.
+
+    What is executed is the file; what is described, counted and listed is the graph.
+    """
+
+    name = "mnn"
+    summary = "an MNN model: model.mnn, with model.onnx beside it"
+    runtime = "MNN"
+    precedence = 2
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True for a folder with model.mnn and model.onnx, or its model.mnn."""
+        folder = path.parent if path.is_file() and path.name == _MODEL else path
+        return (folder / _MODEL).is_file() and (folder / "model.onnx").is_file()
+
+    def files(self, path: Path) -> Mapping[str, Path]:
+        """Return the file, and the files of the graph."""
+        return {**_GRAPH.files(path), _MODEL: path / _MODEL}
+
+    def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
+        """Return the inputs of the graph."""
+        return _GRAPH.inputs(path)
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the initializers of the graph."""
+        return _GRAPH.tensor_listing(path)
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return the size of the file, and what the graph is."""
+        return [(_MODEL, f"{_size(path) / 1e6:.3g} MB"), *_GRAPH.describe(path)]
+
+    def check(self, path: Path) -> None:
+        """Check that the graph can be parsed, and that the file is there.
+
+        Raises:
+            ModelError: it is not.
+        """
+        _GRAPH.check(path)
+        if not (path / _MODEL).is_file():
+            raise ModelError(f"{path / _MODEL} is missing", remedy="run `export-mnn` again")
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return the size of the file, which is what a phone loads."""
+        return replace(_GRAPH.facts(path), size_bytes=_size(path))
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
+        """Count parameters and MACs from the graph, and the bytes of the file."""
+        return replace(_GRAPH.cost(path, sample_shapes), size_bytes=_size(path))
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the file in MNN.
+
+        Raises:
+            MissingExtraError: MNN is not installed.
+            ModelError: MNN cannot open the file.
+            UsageError: the device is no CPU.
+        """
+        from compressor.graphs.files import read_graph
+        from compressor.graphs.signature import input_specs, output_specs
+        from compressor.runtimes.mnn.session import MnnSession
+
+        if device != "cpu":
+            raise self._unsupported(path, "it is executed on the CPU alone", "use --device cpu")
+        graph = read_graph(path)
+        return MnnSession(path, threads, input_specs(graph), output_specs(graph))
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the named initializers of the graph."""
+        return _GRAPH.tensors(path)
+
+
+def _size(path: Path) -> int:
+    return (path / _MODEL).stat().st_size

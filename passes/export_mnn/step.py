@@ -1,0 +1,123 @@
+"""The ``export-mnn`` pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.artifacts.artifact import Artifact
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
+from compressor.errors import RequirementError
+from compressor.models.facts import ModelFacts
+from compressor.models.graph_contents import GraphContents
+from passes.export_mnn.config import ExportMnnConfig
+
+_SIZE = {"float32": 1.0, "float16": 0.5, "int8": 0.28}
+"""Size of the file in parts of the graph's, where most weights belong to products."""
+_BASE_MEMORY_BYTES = 400_000_000
+_WEIGHT_COPIES = 4
+_MAX_BYTES = 1_900_000_000
+_FOR_TEXT = "`export-gguf` and `export-onnx` make files of language models that phones run"
+
+
+class ExportMnn(Pass[ExportMnnConfig]):
+    """Convert an ONNX graph to MNN, Alibaba's runtime for phones, and compare both.
+
+    MNN's converter reports success for graphs that it converts wrongly, so the file is executed in
+    MNN on samples and compared with the graph. What is known to go wrong is rewritten first: it
+    reduces over all axes where the axes of ReduceL1, ReduceL2, ReduceLogSum, ReduceLogSumExp and
+    ReduceSumSquare are an input (MNN 3.6.1). Nothing is sent or installed while it converts.
+    """
+
+    name = "export-mnn"
+    version = 1
+    accepts = frozenset({"onnx"})
+    produces = "mnn"
+    Config = ExportMnnConfig
+    tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "onnxruntime")
+
+    def data_needs(self, config: ExportMnnConfig) -> tuple[DataNeed, ...]:
+        """Return the samples of the comparison."""
+        need = DataNeed("parity.data", config.parity.data, ignores_inputs=True, any_values=True)
+        return (need,)
+
+    def estimate(
+        self, config: ExportMnnConfig, parent: ModelFacts, context: PlanContext
+    ) -> Estimate:
+        """Estimate the size by the type of the weights.
+
+        Raises:
+            RequirementError: MNN does not convert such a graph.
+        """
+        planned = parent.graph
+        if planned is not None and planned.integers:
+            raise _quantized()
+        if planned is not None and not planned.is_standard:
+            raise _foreign("operators of ONNX Runtime's own")
+        if parent.graph_contents is not None:
+            _check(parent.graph_contents())
+        size = parent.size_bytes
+        if size is None:
+            return Estimate(parent)
+        written = int(_SIZE[config.weights] * size)
+        return Estimate(
+            replace(parent, size_bytes=written),
+            None,
+            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * size,
+            size + written,
+        )
+
+    def requires(self, config: ExportMnnConfig, parent: Artifact, context: PassContext) -> None:
+        """Check that MNN's converter reads such a graph.
+
+        Raises:
+            RequirementError: it does not.
+        """
+        from compressor.graphs.contents import graph_contents
+        from compressor.graphs.files import read_graph
+
+        _check(graph_contents(read_graph(parent.model)))
+
+    def run(
+        self, config: ExportMnnConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
+        """Write the file and compare it with the graph."""
+        from passes.export_mnn.run import export_mnn
+
+        return export_mnn(config, parent.model, out, context)
+
+
+def _check(contents: GraphContents) -> None:
+    """Raise RequirementError for a graph that MNN does not convert."""
+    if contents.quantized:
+        raise _quantized()
+    if contents.is_decoder:
+        raise RequirementError("the graph is a decoder with a key-value cache", remedy=_FOR_TEXT)
+    if contents.domains:
+        raise _foreign(f"operators of {', '.join(contents.domains)}")
+    if sum(contents.weight_bytes.values()) > _MAX_BYTES:
+        raise RequirementError(
+            "the weights exceed 1.9 GB, and MNN's converter reads one ONNX file of 2 GB",
+            remedy="make the model smaller first",
+        )
+
+
+def _quantized() -> RequirementError:
+    return RequirementError(
+        "the graph is quantized, and MNN's converter writes files for such graphs that do not run",
+        remedy="convert the float graph, with `weights: int8` for a small file",
+    )
+
+
+def _foreign(operators: str) -> RequirementError:
+    return RequirementError(
+        f"the graph has {operators}, which MNN lacks", remedy=f"export it without them; {_FOR_TEXT}"
+    )
