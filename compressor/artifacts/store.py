@@ -34,6 +34,7 @@ from compressor.artifacts.artifact import (
     is_artifact,
     list_files,
     open_artifact,
+    verify,
 )
 from compressor.artifacts.errors_from_os import storage_error, writing
 from compressor.artifacts.exchange import replace_directory
@@ -194,6 +195,7 @@ class Store:
 
         Raises:
             StorageError: as ``publish``.
+            DamagedArtifactError: the copy does not match its manifest.
         """
         with self.current_session() as session:
             staged = session.temporary("copied")
@@ -201,7 +203,9 @@ class Store:
                 for file in sorted(artifact.path.rglob("*")):
                     if file.is_file():
                         copy_file(file, staged / file.relative_to(artifact.path))
-            return self.adopt(staged, artifact.manifest)
+            copied = open_artifact(staged)  # its reports may have been replaced meanwhile
+            verify(copied)
+            return self.adopt(staged, copied.manifest)
 
     def replace_reports(self, artifact: Artifact, staged: Path, manifest: Manifest) -> Artifact:
         """Replace manifest and reports of an artifact at once; the model is unchanged.

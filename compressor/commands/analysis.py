@@ -212,7 +212,7 @@ def lint(
     target: Annotated[
         str,
         typer.Option(
-            help="onnxruntime, onnxruntime-mobile, tensorrt, vllm or transformers.",
+            help="ONNX: onnxruntime(-mobile), tensorrt. Else vllm or transformers.",
         ),
     ] = "onnxruntime",
     tp: Annotated[
@@ -225,11 +225,11 @@ def lint(
     ] = None,
     mm_encoder_tp_mode: Annotated[
         str | None,
-        typer.Option(help="vLLM's option: weights, or data for whole vision towers."),
+        typer.Option(help="Option of vLLM: weights, or data for whole vision towers."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what a runtime rejects in a quantized ONNX graph, or in a packed checkpoint.
+    """List what a runtime rejects in a graph or a packed checkpoint.
 
     Of a graph, what it holds is shown first (float types, products, integers, control flow), and
     nodes that the runtime computes in float are listed as well. Of a checkpoint with 2

@@ -1,4 +1,4 @@
-"""What an ONNX graph holds, as far as it is known without its weights."""
+"""Contents of an ONNX graph, as far as they are known without its weights."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _is_open(size: int | str, batch_axes: set[int | str]) -> bool:
 
 @dataclass(slots=True)
 class SizeTrial:
-    """Tells whether a model runs where all dimensions that vary, but for batches, have a size."""
+    """Trial of a model with a size for all dimensions that vary, but for batches."""
 
     format: Format
     path: Path
@@ -97,6 +97,6 @@ class SizeTrial:
                     self._session = self.format.open_session(self.path, threads=self.threads)
                 shapes = _shapes(self._session.inputs, size)
                 self._results[size] = shapes is not None and runs(self._session, shapes)
-            except ModelError:
+            except (ModelError, PassError):
                 self._results[size] = False
         return self._results[size]

@@ -8,8 +8,8 @@ from pydantic import Field
 
 from compressor.engine.contract import PassConfig
 
-FloatType = Literal["float32", "float16", "bfloat16"]
-TableType = Literal["float32", "float16", "bfloat16", "q8_0"]
+FloatType = Literal["float16", "bfloat16", "float32"]
+TableType = Literal["float16", "bfloat16", "float32", "q8_0"]
 
 
 class ExportGgufConfig(PassConfig):

@@ -47,7 +47,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 13
+    version = 14
     accepts = frozenset({"torch", "quantized", "packed"})
     produces = "onnx"
     Config = ExportOnnxConfig

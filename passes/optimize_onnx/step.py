@@ -40,7 +40,7 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     """
 
     name = "optimize-onnx"
-    version = 1
+    version = 2
     accepts = frozenset({"onnx"})
     produces = "onnx"
     Config = OptimizeOnnxConfig

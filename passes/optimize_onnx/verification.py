@@ -15,12 +15,17 @@ from compressor.errors import NumericalError, ParityError
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.saving import exceeds_protobuf, save_model
 from compressor.runtimes.formats import open_session
-from compressor.runtimes.onnxruntime.integer_kernels import integer_products_saturate
+from compressor.runtimes.onnxruntime.integer_kernels import (
+    SATURATING_PRODUCTS,
+    integer_products_saturate,
+)
 from compressor.runtimes.onnxruntime.observation import open_graph, run_graph
+from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.working_inputs import working_inputs
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
 from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
+from passes.optimize_onnx.planned import OPSETS
 from passes.optimize_onnx.prepare import is_half, prepare_graph
 
 _MOST_BATCHES = 4
@@ -29,6 +34,9 @@ _ROUNDING = 1e-3
 """Relative error of outputs that are sums of the same terms in another order."""
 _HALF_ROUNDING = 0.05
 """Relative error of a parent that rounds every value to FP16."""
+_HALF_STEPS = 4 * 2.0**-24
+"""A few of the smallest steps of FP16: outputs of that size hold no digits."""
+_LEAVE_OUT = "leave this step out: the graph cannot be simplified"
 _NOISE_FACTOR = 10
 """Largest error, in those of the parent itself computed in another order."""
 _FAR: Mapping[Precision, float] = {"fp16": 0.05, "int8": 0.3, "int4": 0.5}
@@ -85,12 +93,18 @@ def _remedy(
     feeds: Sequence[Batch],
     context: PassContext,
 ) -> str:
-    """Return the remedy that was tried: without simplification, or else another export."""
+    """Return the remedy: no simplification where that was tried with success, or another export."""
     if config.simplify:
         plain = prepare_graph(config.model_copy(update={"simplify": False}), parent, lambda _: None)
         if not _unequal_outputs(parent, plain, feeds, context):
+            if config.precision == "fp32":  # without simplification, it changes nothing
+                return _LEAVE_OUT
             return "set `simplify: false`, with which it does"
-    return "export the model again, in opset 21 or newer and in FP32, which needs no upgrade"
+    causes = ["in FP32"] if is_half(parent) else []
+    causes += ["in opset 21 or newer, which needs no upgrade"] if config.precision in OPSETS else []
+    if not causes:
+        return "this is a defect of the program that prepares the graph: please report it"
+    return f"export the model again, {' and '.join(causes)}"
 
 
 def _random_feeds(parent: Path, context: PassContext) -> list[Batch]:
@@ -103,21 +117,30 @@ def _unequal_outputs(
     parent: Path, graph: ir.Model, feeds: Sequence[Batch], context: PassContext
 ) -> dict[str, OutputDifference]:
     """Return the outputs that differ by more than rounding explains."""
-    tolerance = _HALF_ROUNDING if is_half(parent) else _ROUNDING
+    tolerance, step = (_HALF_ROUNDING, _HALF_STEPS) if is_half(parent) else (_ROUNDING, 0.0)
     with TemporaryDirectory(dir=_existing(context.work)) as folder:
         save_model(graph, Path(folder), external=exceeds_protobuf(graph))
         differences = compare_graphs(parent, Path(folder), feeds, context.threads)
-    unequal = {name: each for name, each in differences.items() if not _is_equal(each, tolerance)}
+    unequal = {
+        name: each
+        for name, each in differences.items()
+        if not _is_equal(each, tolerance) and (each.other_shapes or each.max_abs > step)
+    }
     if not unequal:
         return {}
     # Where a choice hangs on rounding, as of boxes, the parent differs from itself.
     noise = _noise(parent, feeds, context.threads)
-    return {
-        name: each
-        for name, each in unequal.items()
-        if each.relative_error > _NOISE_FACTOR * noise[name].relative_error
-        or each.other_shapes > _NOISE_FACTOR * noise[name].other_shapes
-    }
+    return {name: each for name, each in unequal.items() if _exceeds(each, noise[name])}
+
+
+def _exceeds(difference: OutputDifference, noise: OutputDifference) -> bool:
+    """Return True if a difference is larger than a graph's from itself explains."""
+    return (
+        difference.relative_error > _NOISE_FACTOR * noise.relative_error
+        or difference.other_shapes > _NOISE_FACTOR * noise.other_shapes
+        # Samples whose outputs were all 0 have no relative error.
+        or (difference.cosine <= 0 and difference.max_abs > _NOISE_FACTOR * noise.max_abs)
+    )
 
 
 def _existing(folder: Path) -> Path:
@@ -154,10 +177,13 @@ def _differences(
         return compare_runs(reference.run, run, feeds)
 
 
-def _exact_error(parent: Path, out: Path, feeds: Sequence[Batch], context: PassContext) -> str:
-    """Return the relative error of each output where integer products do not saturate."""
-    exact = open_graph(load_typed_model(out), context.threads)
-    differences = _differences(parent, exact, feeds, context.threads)
+def _saturated_error(parent: Path, out: Path, feeds: Sequence[Batch], threads: int) -> str:
+    """Return the relative error of each output with ONNX Runtime's default on this processor."""
+    with (
+        open_session("onnx", parent, threads=threads) as reference,
+        OnnxSession(out, threads, "cpu", SATURATING_PRODUCTS) as session,
+    ):
+        differences = compare_runs(reference.run, session.run, feeds)
     return ", ".join(f"{each.relative_error:.2g} in {name}" for name, each in differences.items())
 
 
@@ -176,18 +202,19 @@ def compare_with_parent(
     try:
         differences = compare_graphs(parent, out, feeds, context.threads)
     except NumericalError as error:
-        remedy = (
-            f"set `data_max: {config.data_max / 16:.0f}`, which keeps more of the graph in FP32"
-            if config.precision == "fp16"
-            else "set `precision: fp16`"
-        )
+        remedy = {
+            "fp16": f"set `data_max: {config.data_max / 16:g}`, which keeps more of the graph in "
+            "FP32",
+            "fp32": _LEAVE_OUT,
+        }.get(config.precision, "set `precision: fp32`, which only simplifies, to find the cause")
         raise NumericalError(f"{error.what}, and its parent does not", remedy=remedy) from error
     is_integer = config.precision == "int8" and config.target == "onnxruntime"
     if is_integer and integer_products_saturate():
-        exact = _exact_error(parent, out, feeds, context)
+        saturated = _saturated_error(parent, out, feeds, context.threads)
         context.note(
-            "this processor lacks VNNI, so ONNX Runtime saturates large sums of integer products: "
-            f"the error here includes that; without, it is {exact}"
+            "this processor lacks VNNI, and by default ONNX Runtime saturates large sums of "
+            f"integer products on it, with a relative error of {saturated}. The graph is measured "
+            "with `session.x64quantprecision=1`, which applications on such processors have to set"
         )
     limit = _FAR.get(config.precision, 1.0)
     far = [

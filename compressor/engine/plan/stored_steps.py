@@ -1,4 +1,4 @@
-"""What a store already holds of the steps of a plan."""
+"""Look up the steps of a plan in a store."""
 
 from __future__ import annotations
 

@@ -259,6 +259,7 @@ class Runner:
             artifact = given
             if given.path.resolve().parent != store.root.resolve():
                 artifact = self._verified(step) or store.copy(given)
+                self._check_origin(step, artifact)
             if artifact.manifest.measured == step.measured:
                 self._finish(step, artifact, "cached", start, 0)
             else:

@@ -1,4 +1,4 @@
-"""What a consumer does with each linear layer of a packed checkpoint; no torch."""
+"""Verdicts of a consumer on the linear layers of a packed checkpoint; no torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a consumer does with one layer."""
+    """Verdict of a consumer on one layer."""
 
     layer: StoredLinear
     verdict: Verdict

@@ -19,7 +19,7 @@ class Heads:
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What the rules need to know of a model; None where config.json has no such part."""
+    """Sizes of a model that the rules depend on; None where config.json has no such part."""
 
     decoder: Heads | None
     tower: Heads | None

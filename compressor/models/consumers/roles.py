@@ -1,4 +1,4 @@
-"""How vLLM places linear layers: split over GPUs, and fused with others; no torch.
+"""Roles of linear layers in vLLM: split over GPUs, and fused with others; no torch.
 
 vLLM decides by the class of the model. The names here are those of its decoders and of the vision
 towers that transformers' checkpoints have; a layer with another name has an unknown split.

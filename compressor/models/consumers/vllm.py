@@ -128,7 +128,7 @@ def _head_problems(shape: ModelShape, server: VllmServer) -> Iterator[str]:
         if heads is None:
             continue
         if heads.count % server.tp:
-            fitting = [str(n) for n in range(2, heads.count + 1) if heads.count % n == 0]
+            fitting = [str(n) for n in range(1, heads.count + 1) if heads.count % n == 0]
             yield (
                 f"{heads.count} attention heads{what} do not divide by tp {server.tp}; "
                 f"they divide by {', '.join(fitting[:6])}"
@@ -143,7 +143,7 @@ def _head_problems(shape: ModelShape, server: VllmServer) -> Iterator[str]:
 def _notes(findings: Sequence[Finding], server: VllmServer) -> Iterator[str]:
     unknown = sum(finding.verdict is Verdict.UNKNOWN for finding in findings)
     if unknown:
-        yield f"{unknown} layers are not judged: the reasons are listed"
+        yield f"{unknown} layers are not known to load: the reasons are listed"
     if server.gpu == "cpu" and any(finding.kernel for finding in findings):
         yield "CPUWNA16 is built for processors with AVX512 only"
 

@@ -1,4 +1,4 @@
-"""What consumers do with the layers of a packed checkpoint, printed."""
+"""Print the verdicts of consumers on the layers of a packed checkpoint."""
 
 from __future__ import annotations
 

@@ -37,6 +37,8 @@ UINT8_ZERO_POINT = 128
 EXACT_PRODUCTS = {"session.x64quantprecision": "1"}
 """Session config entry: multiply unsigned by unsigned integers, which is slower and never
 saturates."""
+SATURATING_PRODUCTS = {"session.x64quantprecision": "0"}
+"""Session config entry: ONNX Runtime's default."""
 EMULATED_PRODUCTS = {"session.disable_quant_qdq": "1"}
 """Session config entry: compute QuantizeLinear and DequantizeLinear as they stand, and products in
 float between them, which no processor saturates."""

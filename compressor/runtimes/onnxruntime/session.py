@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -35,6 +36,11 @@ from compressor.runtimes.onnxruntime.decoder.vision import (
     no_images,
 )
 from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
+from compressor.runtimes.onnxruntime.integer_kernels import (
+    EMULATED_PRODUCTS,
+    EXACT_PRODUCTS,
+    integer_products_saturate,
+)
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -71,8 +77,9 @@ class OnnxSession(Session):
             ModelError: a graph cannot be opened.
             UsageError: the installed ONNX Runtime does not support the device.
         """
-        self._session = open_inference_session(folder, threads, device, settings=settings)
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self._saturating: Callable[[], onnxruntime.InferenceSession] | None = None
+        self._session = self._open(folder, threads, device, settings)
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
         is_decoder = self._caches is not None
         self._one_token = is_decoder and takes_one_token(self._session)
@@ -104,6 +111,38 @@ class OnnxSession(Session):
                 )
                 for value in self._session.get_outputs()
             )
+
+    def _open(
+        self, folder: Path, threads: int, device: str, settings: Mapping[str, str]
+    ) -> onnxruntime.InferenceSession:
+        """Open the graph, with exact integer products where this processor saturates them.
+
+        ``settings`` that state a precision of products are taken as they are.
+        """
+        default = partial(open_inference_session, folder, threads, device, settings=settings)
+        chosen = settings.keys() & {*EXACT_PRODUCTS, *EMULATED_PRODUCTS}
+        if chosen or not (is_quantized(folder) and integer_products_saturate()):
+            return default()
+        self._saturating = default
+        exact = {**settings, **EXACT_PRODUCTS}
+        try:
+            session = open_inference_session(folder, threads, device, settings=exact)
+        except ModelError:
+            return self._open_saturating()
+        self.runtime += ", x64quantprecision=1"
+        return session
+
+    def _open_saturating(self) -> onnxruntime.InferenceSession:
+        """Open the graph with products that saturate: some cannot be opened or run with exact ones.
+
+        Those are graphs of other programs in which weights share a zero-point, and weights that no
+        integer kernel reads.
+        """
+        assert self._saturating is not None  # noqa: S101 - called where exact products failed
+        session, self._saturating = self._saturating(), None
+        version = f"onnxruntime {onnxruntime.__version__}"
+        self.runtime = f"{version}, saturating integer products"
+        return session
 
     def _input_specs(self, folder: Path) -> tuple[InputSpec, ...]:
         """Return the inputs of the graph that samples have: of a decoder, its tokens alone."""
@@ -140,6 +179,9 @@ class OnnxSession(Session):
                 return self._compute_one_by_one(complete)
             values = self._session.run(self.output_names, complete)
         except ERRORS as error:
+            if self._saturating is not None:
+                self._session = self._open_saturating()
+                return self.compute(feeds)
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         return dict(zip(self.output_names, values, strict=True))
 
@@ -188,6 +230,11 @@ class OnnxSession(Session):
     def close(self) -> None:
         """Free the session's memory."""
         del self._session
+
+
+def is_quantized(folder: Path) -> bool:
+    """Return True if a graph rounds values: it has QuantizeLinear nodes."""
+    return any(node.op_type == "QuantizeLinear" for node in read_graph(folder).graph.node)
 
 
 def _inputs_without_shape(session: onnxruntime.InferenceSession, folder: Path) -> set[str]:

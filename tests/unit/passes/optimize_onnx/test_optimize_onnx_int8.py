@@ -7,6 +7,8 @@ from onnx import TensorProto, helper
 
 from compressor.errors import DataError, NumericalError, RequirementError
 from compressor.graphs.lint.targets import lint
+from compressor.runtimes.onnxruntime.integer_kernels import EMULATED_PRODUCTS, EXACT_PRODUCTS
+from compressor.runtimes.onnxruntime.session import OnnxSession
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
@@ -258,3 +260,25 @@ def test_the_same_samples_give_the_same_bytes(tmp_path_factory):
 
 
 residual_network_once = residual_network()
+
+
+def test_graphs_open_with_exact_products(tmp_path):
+    """Each weight has a zero-point of its own, which ONNX Runtime then rewrites."""
+    same = {"k2": weight(8, 8, 3, 3), "k1": weight(8, 3, 3, 3)}
+    nodes = [
+        node("Conv", "image k1", "c1", pads=[1, 1, 1, 1]),
+        node("Conv", "c1 k2", "c2", pads=[1, 1, 1, 1]),
+        node("Conv", "c2 k3", "y", pads=[1, 1, 1, 1]),
+    ]
+    weights = {**same, "k3": weight(8, 8, 3, 3)}
+    model = graph(nodes, weights, {"image": ["N", 3, 16, 16]}, {"y": ["N", 8, 16, 16]})
+    result = Optimized(model, tmp_path, {"image": IMAGES}, precision="int8")
+    shared = [each.input[2] for each in result.graph.node if each.op_type == "DequantizeLinear"]
+    weights_read = [name for name in shared if "zero_point" in name or "axis0" in name]
+    assert len(weights_read) == len(set(weights_read)) == 3
+    outputs = []
+    for settings in (EXACT_PRODUCTS, EMULATED_PRODUCTS):
+        with OnnxSession(result.out, 1, "cpu", settings) as session:
+            outputs.append(session.run({"image": IMAGES})["y"])
+    exact, emulated = outputs
+    assert np.linalg.norm(exact - emulated) < 0.01 * np.linalg.norm(emulated)

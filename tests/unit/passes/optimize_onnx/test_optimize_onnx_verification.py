@@ -7,6 +7,7 @@ import pytest
 from compressor.errors import NumericalError, ParityError
 from compressor.graphs.values import constant_array
 from passes.optimize_onnx import prepare, verification
+from passes.optimize_onnx import run as verification_run
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
     DRAW,
@@ -45,7 +46,8 @@ def test_a_simplifier_that_changes_the_outputs_is_an_error(tmp_path_factory, pre
     with pytest.raises(ParityError, match=r"simplified graph does not compute .* scores") as error:
         Optimized(residual_network(), folder, {"image": IMAGES}, precision=precision)
     assert list((folder / "out").iterdir()) == []
-    assert "set `simplify: false`" in str(error.value.remedy)
+    remedy = "leave this step out" if precision == "fp32" else "set `simplify: false`"
+    assert remedy in str(error.value.remedy)
     if precision != "fp32":
         folder = tmp_path_factory.mktemp("s")
         fields = {"precision": precision, "simplify": False}
@@ -135,3 +137,20 @@ def _product():
     return graph(
         [node("MatMul", "x w", "y")], {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": ["N", 8]}
     )
+
+
+def test_outputs_that_were_all_zero_may_not_become_others(tmp_path, monkeypatch):
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h zero", "y")]
+    weights = {"w": weight(32, 8), "zero": np.zeros((1,), np.float32)}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 8]})
+    prepare = verification_run.prepare_graph
+
+    def wrong(*arguments):
+        prepared = prepare(*arguments)
+        prepared.graph.initializers["zero"].const_value = ir.tensor(np.ones((1,), np.float32))
+        return prepared
+
+    monkeypatch.setattr(verification_run, "prepare_graph", wrong)
+    monkeypatch.setattr(verification, "prepare_graph", wrong)
+    with pytest.raises(ParityError, match="y "):
+        Optimized(model, tmp_path, {"x": ROWS}, precision="int8", simplify=False)

@@ -167,6 +167,7 @@ def test_logits_of_a_whole_prompt_are_released_at_the_next_token(tmp_path):
 @pytest.mark.parametrize("saturates", [False, True])
 def test_a_cpu_whose_fast_products_saturate_uses_exact_ones(saturates, tmp_path, monkeypatch):
     folder, settings = packed_graph(tmp_path), []
+    really_saturates = integer_kernels.integer_products_saturate()
     monkeypatch.setattr(integer_kernels, "integer_products_saturate", lambda: saturates)
 
     def record(*arguments, **options):
@@ -180,7 +181,8 @@ def test_a_cpu_whose_fast_products_saturate_uses_exact_ones(saturates, tmp_path,
     )
     is_exact = ["session.x64quantprecision" in entries for entries in settings]
     assert is_exact == [False, False, saturates]
-    assert 0 < divergence(exact, fast).mean() < 1e-3
+    if saturates or not really_saturates:
+        assert 0 < divergence(exact, fast).mean() < 1e-3
 
 
 def test_saturating_products_are_detected(monkeypatch):
