@@ -1,6 +1,6 @@
 """Rules by which transformers loads packed checkpoints; no torch.
 
-Tried with transformers 5.23 and 5.24, compressed-tensors 0.20 and gptqmodel 7.6.
+They are those of transformers 5.23 with compressed-tensors 0.20 (decision 9).
 """
 
 from __future__ import annotations
