@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from website import command_line, fields, messages
@@ -38,10 +40,28 @@ _PART = re.compile(r"(<!-- generated: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTA
 
 def main() -> None:
     """Write the pages whose generated parts are out of date."""
+    _check_installation()
     for page, text in pages():
         if page.read_text(encoding="utf-8") != text:
             page.write_text(text, encoding="utf-8")
             sys.stdout.write(f"wrote {page.relative_to(ROOT)}\n")
+
+
+def _check_installation() -> None:
+    """End with an error if passes or formats of pyproject.toml are not installed.
+
+    Their tables are made from what is installed, and would lack them.
+    """
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    missing = [
+        f"{name} ({group})"
+        for group, points in project["entry-points"].items()
+        for name in points.keys() - {point.name for point in entry_points(group=group)}
+    ]
+    if missing:
+        raise SystemExit(
+            f"not installed: {', '.join(sorted(missing))}; run: pip install --no-deps -e ."
+        )
 
 
 def pages() -> Iterator[tuple[Path, str]]:

@@ -164,16 +164,14 @@ def _separate_zero_points(model: ir.Model) -> None:
     With ``session.x64quantprecision=1`` ONNX Runtime rewrites the zero-point of each weight in
     place, and refuses a graph in which two weights share one.
     """
-    seen: set[ir.Value] = set()
     for node in list(model.graph):
         zero = node.inputs[2] if node.op_type == DEQUANTIZE and len(node.inputs) > 2 else None
         values = constant_array(zero)
         if zero is None or values is None or values.dtype != np.int8:
             continue
-        if zero in seen and is_quantized_weight(node):
+        if len(zero.uses()) > 1 and is_quantized_weight(node):
             name = f"{_require(node.inputs[0]).name}.zero_point"
             node.replace_input_with(2, add_initializer(model.graph, name, values))
-        seen.add(zero)
 
 
 def _stored_integers(dequantize: ir.Node) -> Array:
