@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from compressor.engine.contract import (
     PassOutput,
     PlanContext,
 )
-from compressor.errors import RequirementError
+from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
 from compressor.models.graph_contents import GraphContents
 from passes.export_mnn.config import ExportMnnConfig
@@ -55,8 +56,10 @@ class ExportMnn(Pass[ExportMnnConfig]):
         """Estimate the size by the type of the weights.
 
         Raises:
+            MissingExtraError: MNN is not installed.
             RequirementError: MNN does not convert such a graph.
         """
+        _check_installed()
         planned = parent.graph
         if planned is not None and planned.integers:
             raise _quantized()
@@ -93,6 +96,12 @@ class ExportMnn(Pass[ExportMnnConfig]):
         from passes.export_mnn.run import export_mnn
 
         return export_mnn(config, parent.model, out, context)
+
+
+def _check_installed() -> None:
+    """Raise MissingExtraError if MNN is not installed."""
+    if find_spec("MNN") is None:
+        raise MissingExtraError("MNN", "`export-mnn`", "mnn")
 
 
 def _check(contents: GraphContents) -> None:

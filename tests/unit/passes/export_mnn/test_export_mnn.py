@@ -8,13 +8,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from compressor.errors import ParityError, PassError, RequirementError
+from compressor.errors import MissingExtraError, ParityError, PassError, RequirementError
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.reductions import COMPOSITE, write_out_reductions
 from compressor.graphs.saving import save_model
 from compressor.models.facts import ModelFacts, PlannedGraph
 from compressor.runtimes.formats import format_named, recognize
 from passes.export_mnn import run
+from passes.export_mnn import step as step_module
 from passes.export_mnn.config import ExportMnnConfig
 from passes.export_mnn.step import ExportMnn
 from tests.support.engines import Arrays, node
@@ -137,3 +138,10 @@ def test_nothing_is_printed_while_a_file_is_opened(tmp_path, capfd):
     _, out = export(residual_network(), tmp_path, {"image": IMAGES})
     recognize(out).open_session(threads=1).close()
     assert capfd.readouterr().out == ""
+
+
+def test_the_plan_names_the_extra_that_is_missing(monkeypatch):
+    monkeypatch.setattr(step_module, "find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match="`export-mnn` needs MNN") as caught:
+        ExportMnn().estimate(ExportMnnConfig(), ModelFacts(), None)
+    assert "autoglm-compress[mnn]" in str(caught.value.remedy)
