@@ -17,7 +17,7 @@ from compressor.models.capabilities.discovered_groups import (
 )
 from compressor.models.capabilities.linear_groups import LinearGroups, Site
 from compressor.models.families.transformers.experts.sites import router_names, sites_of_experts
-from compressor.models.families.transformers.streaming import LayerArguments
+from compressor.models.families.transformers.layer_recording import LayerArguments
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.float_reference import RunBatch
 from passes.awq.linear_layers import find_linears

@@ -23,7 +23,8 @@ from passes.common.weight_rounding.grids import ScaleFormat, round_to_nearest, s
 _SCALES = ScaleFormat(torch.float16)
 
 if TYPE_CHECKING:
-    from compressor.models.families.transformers.streaming import LayerArguments, StreamedCheckpoint
+    from compressor.models.families.transformers.layer_recording import LayerArguments
+    from compressor.models.families.transformers.streaming import StreamedCheckpoint
     from passes.awq.layer_sites import LayerSites
 
 
@@ -66,7 +67,7 @@ def measure_sensitivity(
         batch: the samples to measure on.
         progress: called with the number of layers done and of all layers.
     """
-    from compressor.models.families.transformers.streaming import run_layer
+    from compressor.models.families.transformers.layer_recording import run_layer
     from passes.awq.layer_sites import run_observed
 
     sensitivities = []

@@ -124,7 +124,7 @@ class StreamedQuantizer(ModelQuantizer):
 
     def quantize(self, model: ModelDescription, out: Path, context: PassContext) -> PassOutput:
         """Quantize layer by layer, resuming from ``context.work``; see ``ModelQuantizer``."""
-        from compressor.models.families.transformers.streaming import NotStreamableError
+        from compressor.models.families.transformers.layer_recording import NotStreamableError
         from passes.awq.streamed_run import quantize_checkpoint
 
         try:

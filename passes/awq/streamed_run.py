@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from compressor.artifacts.files import write_atomic
 from compressor.engine.contract import PassContext, PassOutput
@@ -20,24 +16,20 @@ from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.consumers.vllm_names import with_vllm_names
-from compressor.models.families.transformers.streaming import (
-    LayerArguments,
-    StreamedCheckpoint,
-    run_layer,
-)
+from compressor.models.families.transformers.layer_recording import LayerArguments, run_layer
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
-from passes.awq.activations import CAPTURED_BYTES, Branch, Captures, HiddenStates, load_samples
+from passes.awq.activations import CAPTURED_BYTES, Branch, Captures
 from passes.awq.block import BlockCalibration, BlockQuantizer
 from passes.awq.config import AwqConfig
+from passes.awq.decoder_entry import DecoderEntry
 from passes.awq.expert_scaling import find_expert_inputs, scale_expert_inputs
 from passes.awq.float_reference import FloatReference, RunBatch
 from passes.awq.layer_sites import GriddedSite, LayerSites, run_observed
 from passes.awq.linear_layers import find_linears
 from passes.awq.linear_shapes import (
-    FittedGrid,
     decoder_grids,
-    fitted_grids,
     packed_weights,
     quantized_share,
 )
@@ -46,9 +38,8 @@ from passes.awq.packed_file import tensors_beside
 from passes.awq.sensitivity import FirstBatch, allocate_bits, measure_sensitivity
 from passes.awq.settings import QuantizationSettings
 from passes.awq.shards import ShardWriter, assemble_checkpoint
-from passes.awq.tower_search import TowerSearch
 from passes.awq.valid_positions import MaskedPositions
-from passes.common.device import prepare_torch, tensors_from_batch, trim_heap
+from passes.common.device import prepare_torch, trim_heap
 
 
 def quantize_checkpoint(
@@ -119,26 +110,14 @@ class _StreamedRun:
                 "vLLM"
             )
         self.writer = ShardWriter(checkpoint, context.work, self.settings, names)
-        self.hidden = HiddenStates(context.work, context.artifact_id)
-        self.samples = load_samples(config, context)
-        self.digest = ""
-        """sha256 of the calibration samples."""
-        self.masks: list[Tensor | None] = []
-        """Valid positions of each batch, bool [B·T]; None where all are valid."""
+        self.entry = DecoderEntry(config, layers, checkpoint, self.writer, context)
+        self.hidden = self.entry.hidden
         self.bits: Iterator[int] | None = None
         """Bits of the sites of the layers that are not done, in order; None for the config's."""
-        self.tower_grids: dict[str, FittedGrid] = {}
-        """Grids of the linear layers of the towers."""
-        if config.vision is not None:
-            self.tower_grids = fitted_grids(config, config.vision, layers.towers)
-        self.towers: TowerSearch | None = None
-        """Search in the towers; None if they are not packed, or no sample has an image."""
-        self.exact_additions: list[list[Tensor | None]] = []
-        """By batch, what the float model adds between its layers; empty if `towers` is None."""
 
     def write_shards(self) -> list[Path]:
         """Write and return the shards of the packed checkpoint."""
-        arguments = self._enter_decoder()
+        arguments = self.entry.enter()
         self._choose_grids(arguments)
         self._quantize_layers(arguments)
         config, checkpoint = self.config, self.checkpoint
@@ -147,7 +126,7 @@ class _StreamedRun:
         if config.vision is not None:
             packed_parts += [f"{part}." for part in find_tower_linears(checkpoint)]
             progress = partial(self._report_progress, "vision")
-            files += pack_towers(checkpoint, self.tower_grids, self.writer, progress)
+            files += pack_towers(checkpoint, self.entry.tower_grids, self.writer, progress)
         if config.lm_head is not None and self.layers.head_name is not None:
             packed_parts.append(f"{self.layers.head_name}.")
             head = self.layers.head_name
@@ -163,7 +142,7 @@ class _StreamedRun:
         names: dict[WeightGrid, list[str]] = {}
         for name, grid in self.hidden.packed().items():
             names.setdefault(grid, []).append(name)
-        for name, fit in self.tower_grids.items():
+        for name, fit in self.entry.tower_grids.items():
             if fit.grid is not None:
                 names.setdefault(fit.grid, []).append(name)
         if self.config.lm_head is not None and self.layers.head_name is not None:
@@ -189,15 +168,15 @@ class _StreamedRun:
             outputs, inputs = self.layers.decoder[name]
             weights += outputs * inputs
             bits += outputs * inputs * grid.effective_bits(inputs)
-        has_images = "pixel_values" in self.samples.dataset.input_names
-        towers = [name for name, fit in self.tower_grids.items() if fit.grid is not None]
-        searched = [] if self.towers is None else self.towers.result.rows
+        has_images = "pixel_values" in self.entry.samples.dataset.input_names
+        towers = [name for name, fit in self.entry.tower_grids.items() if fit.grid is not None]
+        searched = [] if self.entry.towers is None else self.entry.towers.result.rows
         summary: dict[str, Any] = {
             "effective_bits": round(bits / weights, 4),
             "packed_weights": int(weights),
             "format": self.config.format,
             "calibrated_on": ["text", "image"] if has_images else ["text"],
-            "samples_sha256": self.digest,
+            "samples_sha256": self.entry.digest,
             "vision_layers": len(towers),
             "layers": self.hidden.reports(),
         }
@@ -205,7 +184,9 @@ class _StreamedRun:
             summary["vision"] = searched
         exceptions = self.hidden.exceptions()
         exceptions["kept_float"] |= {
-            name: str(fit.reason) for name, fit in self.tower_grids.items() if fit.grid is None
+            name: str(fit.reason)
+            for name, fit in self.entry.tower_grids.items()
+            if fit.grid is None
         }
         for kind, reasons in exceptions.items():
             if reasons:
@@ -225,76 +206,6 @@ class _StreamedRun:
     def _layer_file(self, number: int) -> Path:
         return self.context.work / f"layer-{number:05d}.safetensors"
 
-    def _enter_decoder(self) -> list[list[LayerArguments]]:
-        """Run the batches as far as the first decoder layer.
-
-        Writes the hidden states, unless this run is resumed, and stores the masks.
-
-        Returns:
-            The further arguments of each layer, by batch.
-        """
-        is_first = self.hidden.layers_done() == 0
-        arguments = self._run_towers(is_first=is_first)
-        if self.towers is not None:
-            self.exact_additions = [[call.added for call in batch] for batch in arguments]
-            self.checkpoint.replaced = self.towers.replaced()
-            arguments = self._run_towers(is_first=is_first)
-            self.checkpoint.replaced = {}
-        if is_first:
-            self.hidden.finish(0)
-        self.digest = self.samples.digest
-        return arguments
-
-    def _run_towers(self, *, is_first: bool) -> list[list[LayerArguments]]:
-        """Run the batches as far as the first decoder layer; the first time, search the towers.
-
-        Args:
-            is_first: True to write the hidden states.
-
-        Returns:
-            The further arguments of each layer, by batch.
-        """
-        has_exact = self.config.error_compensation > 0
-        is_behind_quantized = bool(self.checkpoint.replaced)
-        arguments: list[list[LayerArguments]] = []
-        masks: list[Tensor | None] = []
-        found = self.checkpoint.first_layer_inputs(partial(self._batches, masks))
-        for number, (hidden, layer_arguments) in enumerate(found):
-            arguments.append(layer_arguments)
-            if is_first:
-                exact = hidden if has_exact and not is_behind_quantized else None
-                self.hidden.write(0, number, hidden, exact)
-        self.masks, calls = masks, self.checkpoint.tower_calls
-        if self.tower_grids and any(calls) and not is_behind_quantized:
-            self.towers = self._search_towers(calls)
-        return arguments
-
-    def _batches(self, masks: list[Tensor | None]) -> Iterator[dict[str, Tensor]]:
-        """Yield the calibration batches, and append the mask of each to ``masks``."""
-        for batch in self.samples.batches("calibrate"):
-            tensors = tensors_from_batch(batch, torch.device("cpu"))
-            mask = tensors.get("attention_mask")
-            is_padded = mask is not None and not bool(mask.all())
-            masks.append(mask.flatten().bool() if mask is not None and is_padded else None)
-            yield {name: tensors[name] for name in self.samples.dataset.input_names}
-
-    def _search_towers(self, calls: Sequence[Counter[str]]) -> TowerSearch:
-        """Quantize the parts of the towers that samples reach, unless an earlier run has."""
-        assert self.config.vision is not None  # noqa: S101 - there are grids
-        search = TowerSearch(
-            self.checkpoint,
-            self.config.vision,
-            self.tower_grids,
-            self.settings,
-            self.writer,
-            self.context,
-        )
-        if not search.resume():
-            search.run(partial(self._batches, []), calls)
-        for name, reason in search.result.kept_float.items():
-            self.tower_grids[name] = FittedGrid(None, reason)
-        return search
-
     def _choose_grids(self, arguments: list[list[LayerArguments]]) -> None:
         """Set the bits of every site for mixed precision, by its sensitivity on the first batch.
 
@@ -307,7 +218,7 @@ class _StreamedRun:
             sensitivities = measure_sensitivity(
                 self.checkpoint,
                 self.sites,
-                FirstBatch(self.hidden.read(0, 0), arguments[0], self.masks[0]),
+                FirstBatch(self.hidden.read(0, 0), arguments[0], self.entry.masks[0]),
                 partial(self._report_progress, "sensitivity"),
             )
             weights = packed_weights(self.config, self.layers)
@@ -356,8 +267,8 @@ class _StreamedRun:
         def batches(branch: Branch = "rounded") -> Iterator[tuple[int, RunBatch]]:
             for batch, layer_arguments in enumerate(arguments):
                 hidden, call = self.hidden.read(number, batch, branch), layer_arguments[number]
-                if branch == "exact" and self.exact_additions:
-                    call = replace(call, added=self.exact_additions[batch][number])
+                if branch == "exact" and self.entry.exact_additions:
+                    call = replace(call, added=self.entry.exact_additions[batch][number])
                 yield batch, partial(run_layer, layer, hidden, call)
 
         first = run_observed(layer, self.hidden.read(number, 0), arguments[0][number])
@@ -367,13 +278,15 @@ class _StreamedRun:
         expert_inputs = find_expert_inputs(layer, sites, first) if self.settings.scaling else None
         if expert_inputs is not None:
             exponent = scale_expert_inputs(
-                layer, expert_inputs, batches, self.masks, grids, self.settings
+                layer, expert_inputs, batches, self.entry.masks, grids, self.settings
             )
         if reference is not None:
             for batch, run in batches("exact"):
                 result = reference.record(layer, sites, batch, run)
                 captures.put(f"exact result {batch}", result)
-        calibration = BlockCalibration(batches, MaskedPositions(self.masks), captures, reference)
+        calibration = BlockCalibration(
+            batches, MaskedPositions(self.entry.masks), captures, reference
+        )
         quantizer = BlockQuantizer(layer, sites, grids, self.settings, calibration)
         try:
             quantizer.quantize()

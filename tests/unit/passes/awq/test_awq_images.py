@@ -19,11 +19,9 @@ from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.facts import facts_of
 from compressor.models.families.transformers.generic.decoder_parts import decoder_parts
+from compressor.models.families.transformers.layer_recording import NotStreamableError
 from compressor.models.families.transformers.processor import Processor
-from compressor.models.families.transformers.streaming import (
-    NotStreamableError,
-    StreamedCheckpoint,
-)
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from passes.awq import nearest_layers
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq

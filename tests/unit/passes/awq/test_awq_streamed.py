@@ -12,8 +12,9 @@ from compressor.analysis.tensors import compare_tensors
 from compressor.errors import ModelError, NumericalError, RequirementError
 from compressor.models.capabilities.folding import fold_scale
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.families.transformers.layer_recording import run_layer
 from compressor.models.families.transformers.linear_groups import decoder_layer_sites
-from compressor.models.families.transformers.streaming import StreamedCheckpoint, run_layer
+from compressor.models.families.transformers.streaming import StreamedCheckpoint
 from compressor.runtimes.formats import open_layers, recognize
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq
