@@ -28,7 +28,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.intake import Crashed, attempt, invoke, outputs_of
+from benchmarks.intake.invocation import Crashed, attempt, invoke, outputs_of
 from compressor.models.families.module.interface import tensors_in
 from compressor.models.families.module.libraries import LIBRARIES
 

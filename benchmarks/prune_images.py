@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.intake import invoke, outputs_of
+from benchmarks.intake.invocation import invoke, outputs_of
 from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.checkpoint.loading import load_module
 from compressor.models.families.module.libraries import LIBRARIES

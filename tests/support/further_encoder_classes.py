@@ -1,6 +1,6 @@
 """Tiny random models of further encoders, vision, speech and encoder-decoder classes.
 
-No table and hardly a test names them; ``benchmarks/intake.py`` takes them through every pass.
+No table and hardly a test names them; ``benchmarks/intake`` takes them through every pass.
 """
 
 from __future__ import annotations
