@@ -83,31 +83,55 @@ def quantize_module(
     share.warn(context.note)
     run.quantize(selection.blocks)
     context.progress("write", 0, 1, {})
-    out.mkdir(parents=True, exist_ok=True)
-    tensors = transpose(tensors_to_save(module), transposed, "")
-    floats, packed = tensors_beside(run.packed, tensors), run.packed
-    names = model.family.file_names(module, model.config, model.folder)
-    if names is not None:
-        state = {name: value for name, value in module.state_dict().items() if names.holds(name)}
-        state = transpose(state, transposed, "")
-        # Copies, because no two tensors of a file may share their memory.
-        floats = {name: value.clone() for name, value in tensors_beside(packed, state).items()}
-        floats, packed = names.tensors(floats), names.packed(packed)
-    write_packed_shard(out / WEIGHTS, "", floats, packed, settings)
-    (out / WEIGHTS).chmod(0o644)  # safetensors creates files with mode 0600
-    names_by_grid: dict[WeightGrid, list[str]] = {}
-    for name, layer in sorted({**run.packed, **packed}.items()):
-        names_by_grid.setdefault(layer.grid, []).append(name)
-    quantization = settings.format.config(names_by_grid, sorted(selection.kept_float))
-    layers = [name for name in run.packed if f"{name}.weight" in transposed]
-    if layers:
-        in_files = names.packed({name: run.packed[name] for name in layers}) if names else {}
-        quantization[TRANSPOSED_LAYERS] = sorted({*layers, *in_files})
+    quantization = _write_weights(run, model, out, transposed, sorted(selection.kept_float))
     dtype_name = str(settings.float_dtype).removeprefix("torch.")
     fields = {QUANTIZATION_CONFIG: quantization, "dtype": dtype_name}
     for note in model.family.write_packed_config(model.config, out, model.folder, fields):
         context.note(note)
     return PassOutput(run.summary(selection.kept_float) | share.summary())
+
+
+def _write_weights(
+    run: _WholeRun,
+    model: ModelDescription,
+    out: Path,
+    transposed: frozenset[str],
+    kept_float: Sequence[str],
+) -> dict[str, Any]:
+    """Write the packed weights by the names of the model's files.
+
+    Args:
+        run: the finished quantization.
+        model: the model folder, whose class says how its files name tensors.
+        out: a folder; made where it is missing.
+        transposed: weights that the class has as [inputs, outputs].
+        kept_float: linear layers that stay in float.
+
+    Returns:
+        The description of the quantization that config.json holds.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    module, packed, settings = run.module, run.packed, run.settings
+    names = model.family.file_names(module, model.config, model.folder)
+    if names is None:
+        floats = tensors_beside(packed, transpose(tensors_to_save(module), transposed, ""))
+    else:
+        state = {name: value for name, value in module.state_dict().items() if names.holds(name)}
+        state = tensors_beside(packed, transpose(state, transposed, ""))
+        # Copies, because no two tensors of a file may share their memory.
+        floats = names.tensors({name: value.clone() for name, value in state.items()})
+        packed = names.packed(packed)
+    write_packed_shard(out / WEIGHTS, "", floats, packed, settings)
+    (out / WEIGHTS).chmod(0o644)  # safetensors creates files with mode 0600
+    names_by_grid: dict[WeightGrid, list[str]] = {}
+    for name, layer in sorted({**run.packed, **packed}.items()):
+        names_by_grid.setdefault(layer.grid, []).append(name)
+    quantization = settings.format.config(names_by_grid, kept_float)
+    layers = [name for name in run.packed if f"{name}.weight" in transposed]
+    if layers:
+        in_files = names.packed({name: run.packed[name] for name in layers}) if names else {}
+        quantization[TRANSPOSED_LAYERS] = sorted({*layers, *in_files})
+    return quantization
 
 
 def _discover_blocks(

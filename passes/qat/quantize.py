@@ -59,11 +59,56 @@ class _FloatModel:
     samples: Samples
 
 
+@dataclass(frozen=True, slots=True)
+class _CalibratedModel:
+    """The folded model with the ranges of its layers, ready to be rounded."""
+
+    selection: Selection
+    folded: FoldedModel
+    table: CalibrationTable
+    builder: IntegerModelBuilder
+
+
 def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
     """Write the quantized form of a float model, and its calibration table, to ``out``."""
     prepare_torch(context)
     description = read_description(parent.model)
     model = _load_float_model(config, description, context)
+    prepared = _calibrate(config, parent, model, context)
+    selection, builder = prepared.selection, prepared.builder
+    float_reasons = dict(selection.float_layers)
+    summary: dict[str, Any] = {}
+    if config.keep_float is not None:
+        comparison = FloatComparison(
+            config.keep_float,
+            description.require(TrainingHeads),
+            model.module,
+            model.samples,
+            context,
+        )
+        divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
+        sensitive = choose_float_layers(divergences, builder.build, comparison)
+        check_drop(sensitive, context, trains=config.fine_tuning is not None)
+        float_reasons |= sensitive.reasons()
+        summary = sensitive.summary()
+    integer = [name for name in selection.layers if name not in float_reasons]
+    module = builder.build(integer)
+    if config.fine_tuning is not None:
+        heads = description.require(TrainingHeads)
+        summary |= fine_tune(config.fine_tuning, heads, module, model.module, context)
+    quantization = builder.quantization(integer, float_reasons)
+    save_quantized(module, _in_float32(description), quantization, out, parent.model)
+    prepared.table.write(out)
+    inputs = sample_inputs(model.samples, model.module, _TRACED_SAMPLES)
+    share = count_share(model.module, integer, selection.embeddings, inputs)
+    share.warn(context.note)
+    return PassOutput(_summary(quantization, prepared.folded) | share.summary() | summary)
+
+
+def _calibrate(
+    config: QatConfig, parent: Artifact, model: _FloatModel, context: PassContext
+) -> _CalibratedModel:
+    """Select layers, fold and smooth, and observe ranges or read them from a table."""
     selection = select_layers(config, model.layers, model.module)
     if not config.ignore:
         share = count_share(model.module, selection.layers, selection.embeddings)
@@ -87,34 +132,7 @@ def quantize(config: QatConfig, parent: Artifact, out: Path, context: PassContex
     builder = IntegerModelBuilder(
         config, model.layers, folded, table, selection.embeddings, bias_samples
     )
-
-    float_reasons = dict(selection.float_layers)
-    summary: dict[str, Any] = {}
-    if config.keep_float is not None:
-        comparison = FloatComparison(
-            config.keep_float,
-            description.require(TrainingHeads),
-            model.module,
-            model.samples,
-            context,
-        )
-        divergences = comparison.divergences(builder.build_uncorrected(selection.layers))
-        sensitive = choose_float_layers(divergences, builder.build, comparison)
-        check_drop(sensitive, context, trains=config.fine_tuning is not None)
-        float_reasons |= sensitive.reasons()
-        summary = sensitive.summary()
-    integer = [name for name in selection.layers if name not in float_reasons]
-    module = builder.build(integer)
-    if config.fine_tuning is not None:
-        heads = description.require(TrainingHeads)
-        summary |= fine_tune(config.fine_tuning, heads, module, model.module, context)
-    quantization = builder.quantization(integer, float_reasons)
-    save_quantized(module, _in_float32(description), quantization, out, parent.model)
-    table.write(out)
-    inputs = sample_inputs(model.samples, model.module, _TRACED_SAMPLES)
-    share = count_share(model.module, integer, selection.embeddings, inputs)
-    share.warn(context.note)
-    return PassOutput(_summary(quantization, folded) | share.summary() | summary)
+    return _CalibratedModel(selection, folded, table, builder)
 
 
 def _without_unused(
