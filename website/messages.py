@@ -58,6 +58,11 @@ SECTIONS = {
     "prune": ("passes/prune",),
     "qat (ptq)": ("passes/qat", "calibration/table"),
     "awq (weight-only)": ("passes/awq",),
+    "Adapters": (
+        "compressor/models/adapters",
+        "compressor/runtimes/torch/adapter_format",
+        "passes/lora",
+    ),
     "export-onnx": ("passes/export_onnx", "compressor/graphs"),
     "export-gguf": ("passes/export_gguf", "compressor/runtimes/llamacpp"),
     "optimize-onnx": ("passes/optimize_onnx",),
