@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import yaml
 from cli import app
 from compressor.config.document import parse_document
 from compressor.engine.plan.pipeline import pipeline_from_document
+from compressor.runtimes.formats import installed_formats
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -33,6 +35,8 @@ REST_OF_A_PIPELINE = {
 }
 RECIPES = ROOT / "docs" / "extending"
 """Pages whose commands and pipelines need a plugin: test_recipes.py runs them."""
+OTHER_NAMES = {"ptq", "weight-only"}
+"""Second names of passes."""
 CHINESE = ROOT / "docs" / "zh"
 
 
@@ -64,6 +68,23 @@ def anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     cleaned = (re.sub(r"[^\w\- ]", "", heading.lower()) for heading in headings)
     return {heading.strip().replace(" ", "-") for heading in cleaned}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "README.zh.md", "docs/concepts.md", "docs/zh/concepts.md"]
+)
+def test_the_overviews_name_every_pass_and_the_concepts_every_format(page: str) -> None:
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = config["project"]["entry-points"]
+    names = {*groups["autoglm_compress.passes"]} - OTHER_NAMES
+    if "concepts" in page:
+        names |= {
+            f.name for f in installed_formats() if type(f).__module__.startswith("compressor.")
+        }
+    else:
+        names -= {"train"}
+    text = (ROOT / page).read_text()
+    assert not [name for name in sorted(names) if f"`{name}`" not in text]
 
 
 @by_page
