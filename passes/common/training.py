@@ -1,8 +1,8 @@
-"""Training loop of ``train``, ``distill``, ``prune`` and ``qat``.
+"""Training loop of ``train``, ``distill``, ``prune``, ``qat`` and ``lora``.
 
 The same model, task, config and seed give the same weights bit for bit, on one machine with one
 number of threads, however often the run is killed and resumed in between. The only files are the
-checkpoints.
+checkpoints. Parameters that need no gradient are neither saved nor copied.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class _Loop:
         self.batch_norms = _batch_norms(self.learners)
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
         self.optimizer = _build_optimizer(self.weights, config)
-        self.averaged = copy.deepcopy(model).requires_grad_(False) if config.ema_decay else None
+        self.averaged = _copy_to_average(model) if config.ema_decay else None
         self.best: dict[str, Tensor] | None = None
         self.sampler = Sampler(len(task.dataset), config.batch_size, settings.seed)
         self.sampler.skip(self.stretch.start)
@@ -204,13 +204,18 @@ class _Loop:
             state.best_step, state.best_accuracy = state.step, evaluation.accuracy
             state.stale = 0
             if self.config.patience is not None:
-                self.best = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+                self.best = {name: t.clone() for name, t in self._trained(module).items()}
         else:
             state.stale += 1
         weights = self.callbacks.on_evaluation(state.step, evaluation)
         if weights is not None:
             self.sampler.reweigh(weights)
         return {"accuracy": evaluation.accuracy}
+
+    def _trained(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the state of the model, or of its average, without frozen parameters."""
+        frozen = _frozen_names(self.model)
+        return {name: t for name, t in module.state_dict().items() if name not in frozen}
 
     def _evaluated_module(self) -> nn.Module:
         return self.model if self.averaged is None else self.averaged
@@ -220,8 +225,8 @@ class _Loop:
 
     def _finish(self, resumed_from: int | None) -> TrainingResult:
         state = self.state
-        weights = self.best if self.best is not None else self._evaluated_module().state_dict()
-        self.model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()})
+        weights = self.best if self.best is not None else self._trained(self._evaluated_module())
+        _load(self.model, {name: tensor.clone() for name, tensor in weights.items()})
         self.model.eval()
         return TrainingResult(
             history=state.history,
@@ -244,10 +249,11 @@ class _Loop:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _save(self, sampler: dict[str, Any]) -> None:
+        frozen, state = _frozen_names(self.learners), self.learners.state_dict()
         tensors = {
-            "learners": self.learners.state_dict(),
+            "learners": {name: t for name, t in state.items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
-            "averaged": None if self.averaged is None else self.averaged.state_dict(),
+            "averaged": None if self.averaged is None else self._trained(self.averaged),
             "best": self.best,
         }
         plain = {name: getattr(self.state, name) for name in _State.__slots__}
@@ -264,14 +270,33 @@ class _Loop:
         except UnusableCheckpointError as error:
             self.callbacks.note(f"{error}: training starts from the first step")
             return None
-        self.learners.load_state_dict(saved["learners"])
+        _load(self.learners, saved["learners"])
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.averaged is not None:
-            self.averaged.load_state_dict(saved["averaged"])
+            _load(self.averaged, saved["averaged"])
         self.best = saved["best"]
         self.sampler.restore(saved["sampler"])
         self.state = _State(**saved["plain"])
         return self.state.step
+
+
+def _frozen_names(module: nn.Module) -> set[str]:
+    """Return the names of the parameters that are not trained."""
+    weights = module.named_parameters(remove_duplicate=False)
+    return {name for name, weight in weights if not weight.requires_grad}
+
+
+def _copy_to_average(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that shares its frozen parameters."""
+    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    return copy.deepcopy(model, shared).requires_grad_(False)
+
+
+def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a state in which only frozen parameters may be missing."""
+    missing, unexpected = module.load_state_dict(state, strict=False)
+    assert not unexpected  # noqa: S101 - the state was saved by this loop
+    assert {*missing} <= _frozen_names(module)  # noqa: S101
 
 
 def _check_loss(terms: Mapping[str, float], step: int) -> None:
@@ -307,7 +332,12 @@ def _build_optimizer(weights: list[nn.Parameter], config: TrainingConfig) -> tor
 @torch.no_grad()
 def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
     """Set averaged ← decay · averaged + (1 − decay) · model; integer buffers are copied."""
-    pairs = list(zip(averaged.state_dict().values(), model.state_dict().values(), strict=True))
+    frozen, old_state = _frozen_names(model), averaged.state_dict()
+    pairs = [
+        (old_state[name], tensor)
+        for name, tensor in model.state_dict().items()
+        if name not in frozen
+    ]
     floats = [(old, new) for old, new in pairs if old.dtype.is_floating_point]
     torch._foreach_lerp_([old for old, _ in floats], [new for _, new in floats], 1.0 - decay)
     for old, new in pairs:

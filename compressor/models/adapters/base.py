@@ -124,16 +124,28 @@ def find_base(adapter: Path) -> Path:
     Raises:
         ModelError: the base is not found, or it is another model than the adapter was trained on.
     """
-    base = read_base(adapter)
-    for folder in _candidates(adapter, base):
+    folder = locate_base(adapter)
+    if folder is not None:
         check_base(adapter, folder)
         return folder
+    base = read_base(adapter)
     wanted = base.name if base.artifact is None else f"the artifact {base.artifact[:_SHORT_ID]}"
     raise ModelError(
         f"the base of the adapter {adapter} is not found: {wanted}",
         remedy=f"put the base ({base.name}) into the store that holds the adapter, with "
         "`autoglm-compress unpack`, or run its pipeline again",
     )
+
+
+def locate_base(adapter: Path) -> Path | None:
+    """Return the model folder that an adapter refers to, whose content is not checked.
+
+    None if there is no such folder.
+
+    Raises:
+        ModelError: as ``read_base``.
+    """
+    return next(_candidates(adapter, read_base(adapter)), None)
 
 
 def _candidates(adapter: Path, base: AdapterBase) -> Iterator[Path]:
@@ -147,4 +159,4 @@ def _candidates(adapter: Path, base: AdapterBase) -> Iterator[Path]:
                         yield folder / MODEL
     named = Path(base.name)
     if named.is_absolute() and named.is_dir():
-        yield named
+        yield named / MODEL if is_artifact(named) else named

@@ -10,7 +10,9 @@ import torch
 
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
-from compressor.models.checkpoint.description import read_description
+from compressor.models.adapters.base import find_base
+from compressor.models.adapters.peft_modules import add_adapter, check_peft
+from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.session import Session
 
@@ -45,7 +47,10 @@ class TorchSession(Session):
         self.output_names = model.signature.outputs
         self.device = device
         torch.set_num_threads(threads)
-        self.module = load_module(model, device)
+        self.module = self._load(model, device)
+
+    def _load(self, model: ModelDescription, device: str) -> torch.nn.Module:
+        return load_module(model, device)
 
     @torch.inference_mode()
     def compute(self, feeds: Batch) -> Batch:
@@ -56,6 +61,30 @@ class TorchSession(Session):
         }
         outputs = self.module(**tensors)
         return {name: _array(outputs[name]) for name in self.output_names}
+
+
+class AdaptedSession(TorchSession):
+    """The base of an adapter with the adapter in it."""
+
+    def __init__(self, adapter: Path, threads: int, device: str) -> None:
+        """Find the base, compare its digest, and load both.
+
+        Args:
+            adapter: a folder with an adapter and ``base.json``.
+            threads: as for ``TorchSession``.
+            device: a torch device.
+
+        Raises:
+            ModelError: the base is missing or another model, or the adapter does not fit it.
+            MissingExtraError: PEFT is not installed.
+            UsageError: torch has no such device.
+        """
+        check_peft(f"opening the adapter {adapter}")
+        self._adapter = adapter
+        super().__init__(find_base(adapter), threads, device)
+
+    def _load(self, model: ModelDescription, device: str) -> torch.nn.Module:
+        return add_adapter(super()._load(model, device), self._adapter).to(device)
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
