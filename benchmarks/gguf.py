@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.llamacpp import LlamaCpp, open_gguf
 from tests.support.gguf_checkpoints import CHECKPOINTS, export_gguf, save_gguf_parent
-from tests.support.llamacpp import LlamaCpp, open_gguf
 
 _TYPES = {"Q4_0": 2, "Q4_1": 3, "Q4_K_M": 15}
 """Name to ``llama_ftype``."""

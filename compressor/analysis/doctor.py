@@ -42,6 +42,9 @@ _EXTRAS = {
     "parquet": (("pyarrow",), "data in parquet files"),
     "trt-rtx": (("tensorrt-rtx",), "the pass tensorrt, for RTX GPUs of any machine"),
     "trt": (("tensorrt",), "the pass tensorrt, for this machine's GPU"),
+    "gguf": (("gguf",), "the pass export-gguf"),
+    "llamacpp": (("xllamacpp",), "measuring GGUF files in llama.cpp"),
+    "mnn": (("MNN",), "the pass export-mnn, and measuring its files"),
     "provenance": (
         ("cryptography", "zstandard", "cyclonedx-python-lib"),
         "sign, archive, restore, sbom",

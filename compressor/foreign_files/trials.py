@@ -24,33 +24,42 @@ _WITHOUT_BACKTRACE = {"RUST_BACKTRACE": "0"}
 """Libraries in Rust can wait for ever while they format one without memory."""
 
 
-def trial_problem(module: str, content: bytes) -> str | None:
+def trial_problem(
+    module: str,
+    content: bytes,
+    *,
+    cpu_seconds: int = CPU_SECONDS,
+    memory_bytes: int = MEMORY_BYTES,
+) -> str | None:
     """Run the module of a trial in a child; return what is wrong, None if it ended well.
 
     Args:
         module: its full name.
         content: what it reads from stdin.
+        cpu_seconds: limit of its computing time.
+        memory_bytes: limit of its memory.
 
     Returns:
         The rest of a sentence that names the subject of the trial: ``does not end within 10 s``.
     """
     root = str(Path(next(iter(compressor.__path__))).parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     try:
         code = subprocess.run(
-            [sys.executable, "-P", "-m", module, str(CPU_SECONDS), str(MEMORY_BYTES)],
+            [sys.executable, "-P", "-m", module, str(cpu_seconds), str(memory_bytes)],
             input=content,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            timeout=_WALL_SECONDS,
+            timeout=max(_WALL_SECONDS, 2 * cpu_seconds),
             check=False,
-            env={**os.environ, "PYTHONPATH": root, **_WITHOUT_BACKTRACE},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **_WITHOUT_BACKTRACE},
         ).returncode
     except subprocess.TimeoutExpired:
         code = -signal.SIGXCPU
     if code == -signal.SIGXCPU:
-        return f"does not end within {CPU_SECONDS} s"
+        return f"does not end within {cpu_seconds} s"
     if code:
-        return f"needs more than {MEMORY_BYTES >> 20} MiB of memory, or crashes its library"
+        return f"needs more than {memory_bytes >> 20} MiB of memory, or crashes its library"
     return None
 
 

@@ -112,6 +112,8 @@ class Format(ABC):
 
     Latencies are compared only between formats of the same runtime.
     """
+    runtime_remedy: ClassVar[str | None] = None
+    """The way to ``runtime``, if it is None because a package is not installed."""
     restorable_layers: ClassVar[bool] = False
     """True where `bisect` can exchange single layers between two models (torch modules)."""
     precedence: ClassVar[int] = 0

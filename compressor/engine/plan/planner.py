@@ -356,10 +356,9 @@ class _Planner:
 
     def _add(self, draft: _StepWithoutId) -> None:
         """Compute a step's id from all that can change the bytes, and look it up in the store."""
-        recipe = draft.recipe
         inputs = {role: self.steps[parent].artifact_id for role, parent in draft.inputs.items()}
         settings = BuildSettings(self.seed, self.pipeline.config.threads, self.device)
-        artifact_id = compute_id(recipe, draft.hashed_config, inputs, settings)
+        artifact_id = compute_id(draft.recipe, draft.hashed_config, inputs, settings)
         reference_id = self._reference_id(draft.name, artifact_id)
         measured = self._measurement_digest(draft.format, reference_id, measure=draft.measure)
         model = draft.estimate.model
@@ -367,11 +366,11 @@ class _Planner:
         self.data.check(uses)
         self.steps[draft.name] = PlannedStep(
             name=draft.name,
-            recipe=recipe,
+            recipe=draft.recipe,
             format=draft.format,
             artifact_id=artifact_id,
             inputs=draft.inputs,
-            state=state_of(self.store, recipe.pass_name, artifact_id, measured),
+            state=state_of(self.store, draft.recipe.pass_name, artifact_id, measured),
             estimate=draft.estimate,
             builder=draft.builder,
             measured=measured,
@@ -390,9 +389,11 @@ class _Planner:
     ) -> str:
         """Return the digest of a step's measurement settings; empty if it is not measured."""
         evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
-        executable = format_named(format_name).runtime is not None
-        configured = evaluate.accuracy is not None or evaluate.latency is not None
-        if not (measure and executable and configured):
+        if not measure or (evaluate.accuracy is None and evaluate.latency is None):
+            return ""
+        if remedy := format_named(format_name).runtime_remedy:
+            self.sources.note(f"{format_name} files are not measured here: {remedy}")
+        if format_named(format_name).runtime is None:
             return ""
         names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
         digests = {name: self._digest(name) for name in sorted(names)}

@@ -1,8 +1,9 @@
-"""The GGUF format: ``model.gguf``, which llama.cpp executes and this program does not."""
+"""The GGUF format: ``model.gguf``, which llama.cpp executes, where it is installed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,11 @@ from compressor.models.checkpoint.companions import is_licence
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.foreign.gguf import GgufFile
 from compressor.runtimes.formats import Format
+from compressor.runtimes.llamacpp.library import PACKAGE
 
 if TYPE_CHECKING:
+    from compressor.runtimes.decoding import GenerationLimits
+    from compressor.runtimes.session import Session
     from compressor.runtimes.tensor_listing import ListedTensor
 
 MODEL_FILE = "model.gguf"
@@ -24,6 +28,8 @@ class Gguf(Format):
 
     name = "gguf"
     summary = "a GGUF file of llama.cpp: model.gguf in a folder of its own"
+    runtime = "llama.cpp" if find_spec(PACKAGE) else None
+    runtime_remedy = None if runtime else "pip install 'autoglm-compress[llamacpp]', and run again"
     default_remedy = "start from the checkpoint that it was exported from"
 
     def recognizes(self, path: Path) -> bool:
@@ -53,3 +59,32 @@ class Gguf(Format):
         """Return the size, and the number of weights that the header lists."""
         parameters = sum(tensor.values for tensor in self.tensor_listing(path) or ())
         return ModelFacts(parameters=parameters, size_bytes=size_bytes(path))
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the file in llama.cpp.
+
+        Raises:
+            MissingExtraError: the package with llama.cpp is not installed.
+            RequirementError: its library cannot be used.
+            ModelError: llama.cpp cannot load the file.
+            UsageError: the device is no CPU.
+        """
+        from compressor.runtimes.llamacpp.session import LlamaCppSession
+
+        if device != "cpu":
+            raise self._unsupported(path, "it is executed on the CPU alone", "use --device cpu")
+        self.check(path)
+        return LlamaCppSession(path / MODEL_FILE, threads)
+
+    def generation_limits(self, path: Path) -> GenerationLimits:
+        """Refuse: a GGUF file has no tokenizer of transformers.
+
+        Raises:
+            UsageError: always.
+        """
+        raise self._unsupported(
+            path,
+            "its tokenizer is llama.cpp's own, so this program measures it and generates no text",
+            f"run `llama-cli -m {path / MODEL_FILE}`, or generate with the artifact that it was "
+            "exported from",
+        )

@@ -1,4 +1,4 @@
-"""llama.cpp in this process: tokens and logits of a GGUF file.
+"""llama.cpp in this process, with its quantizer: tokens and logits of a GGUF file.
 
 The package llama-cpp-py-sync ships llama.cpp's libraries; its own class computes the logits of the
 last token alone, so the batch is built here.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -67,15 +66,3 @@ def open_gguf(file: Path, context: int = 512, threads: int = 1) -> Iterator[Llam
         yield model
     finally:
         model.llama.close()
-
-
-@cache
-def has_llamacpp() -> bool:
-    """Return True if the package is installed, and its libraries load on this system."""
-    try:
-        from llama_cpp_py_sync._cffi_bindings import get_lib
-
-        get_lib()
-    except (ImportError, OSError, RuntimeError):
-        return False
-    return True
