@@ -4,6 +4,7 @@ CompressError                    1
 ├── UsageError                   2   the command line, or a file the user wrote
 │   └── ConfigError              2   a list of problems, each with file and line
 ├── PassError                    1   a pass failed
+│   ├── CallTimeoutError         1   one call of a model did not end in time
 │   ├── RequirementError         1   its input or config does not fit (checked before it runs)
 │   ├── NumericalError           1   NaN or infinity in weights, data or loss
 │   └── ParityError              1   the output does not compute what the input does
@@ -87,6 +88,10 @@ class ConfigError(UsageError):
 
 class PassError(CompressError):
     """A pass failed."""
+
+
+class CallTimeoutError(PassError):
+    """One call of a model has not ended after the time that it may take."""
 
 
 class RequirementError(PassError):

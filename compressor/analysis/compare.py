@@ -14,6 +14,7 @@ from compressor.artifacts.manifest import Manifest, Metric
 from compressor.data.contract import Batch, SourceContext
 from compressor.engine.plan.pipeline import Pipeline
 from compressor.errors import UsageError
+from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.formats import StoredModel
 
 
@@ -89,7 +90,8 @@ def compare_samples(
     threads = pipeline.config.threads
     models = (StoredModel.of(artifact) for artifact in (a, b))
     left, right = (model.format.open_layers(model.path, threads) for model in models)
-    return compare_layers(left, right, batch)
+    with limit_calls(b.model, pipeline.config.evaluate.call_timeout):
+        return compare_layers(left, right, batch)
 
 
 def load_batch(pipeline: Pipeline, context: SourceContext, data: str | None, samples: int) -> Batch:

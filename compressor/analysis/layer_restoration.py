@@ -21,6 +21,7 @@ from compressor.evaluation.metrics import (
     reference_metrics,
 )
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, Progress
+from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
 
@@ -141,7 +142,7 @@ class MetricEvaluator:
     def measure_artifact(self, artifact: Artifact) -> float:
         """Return the metric of an artifact, measured on its stand-in if it cannot run here."""
         model, _ = StoredModel.of(artifact).runnable()
-        with model.open_session(self.threads) as session:
+        with model.open_session(self.threads) as session, limit_calls(model.path):
             return self._measure(session, GeneratingModel(model, self.threads))
 
 

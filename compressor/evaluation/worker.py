@@ -32,7 +32,11 @@ from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
 from compressor.errors import CompressError, PassError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
-from compressor.evaluation.call_limit import CallLimit, default_call_seconds
+from compressor.runtimes.call_limit import (
+    CallLimit,
+    call_timeout_error,
+    default_call_seconds,
+)
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import find_meter
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
@@ -93,11 +97,7 @@ def _die_with(parent: int) -> None:
 
 def _end_with_failure(answers: TextIO, request: Request, seconds: float) -> None:
     """Report that a call does not end, and end this process in the middle of it."""
-    error = PassError(
-        f"{request.model}: one call of the model has not ended after {seconds:,.0f} s",
-        remedy="look for a loop without end in the model; if it is that slow, lower `batch_size` "
-        "or raise `evaluate.call_timeout`",
-    )
+    error = call_timeout_error(request.model, seconds)
     answers.write(Answer(failure=Failure.from_error(error)).model_dump_json() + "\n")
     os._exit(0)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.errors import DataError, ModelError, PassError
+from compressor.errors import CallTimeoutError, DataError, ModelError, PassError
 from compressor.models.capabilities.signature import REST, InputSpec
+from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.formats import Format
 from compressor.runtimes.session import Array, Session
 
@@ -18,6 +19,8 @@ SIZES = (16, 32, 64, 128, 224, 320, 640, 8, 4, 1)
 """Candidates for all dimensions that vary, except the first of an input: texts of 16 tokens, and
 pictures in the sizes of the usual networks."""
 _SEED = 0
+_TRIAL_SECONDS = 60.0
+"""Longest call of a trial for a first pipeline, which states no `evaluate.call_timeout` yet."""
 
 
 def working_inputs(session: Session) -> Batch | None:
@@ -25,6 +28,9 @@ def working_inputs(session: Session) -> Batch | None:
 
     Returns:
         One sample for each input; None where the model runs with none of the sizes that are tried.
+
+    Raises:
+        CallTimeoutError: a call did not end in time.
     """
     inputs = session.inputs
     batch_axes = {spec.shape[0] for spec in inputs if spec.shape}
@@ -37,9 +43,15 @@ def working_inputs(session: Session) -> Batch | None:
 
 
 def runs(session: Session, shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Return True if a model runs on inputs of these shapes, with outputs that are not empty."""
+    """Return True if a model runs on inputs of these shapes, with outputs that are not empty.
+
+    Raises:
+        CallTimeoutError: the call did not end in time.
+    """
     try:
         outputs = session.run(random_inputs(session.inputs, shapes))
+    except CallTimeoutError:
+        raise
     except (DataError, PassError):
         return False
     return all(np.size(values) for values in outputs.values() if isinstance(values, np.ndarray))
@@ -81,22 +93,32 @@ def _is_open(size: int | str, batch_axes: set[int | str]) -> bool:
 
 @dataclass(slots=True)
 class SizeTrial:
-    """Trial of a model with a size for all dimensions that vary, but for batches."""
+    """Trial of a model with a size for all dimensions that vary, but for batches.
+
+    A model whose call does not end in time is not tried again: it runs with no size.
+    """
 
     format: Format
     path: Path
     threads: int
     _session: Session | None = None
     _results: dict[int, bool] = field(default_factory=dict)
+    _ends: bool = True
 
     def __call__(self, size: int) -> bool:
         """Return True if the model runs; False if it does not, or cannot be opened."""
         if size not in self._results:
             try:
-                if self._session is None:
-                    self._session = self.format.open_session(self.path, threads=self.threads)
-                shapes = _shapes(self._session.inputs, size)
-                self._results[size] = shapes is not None and runs(self._session, shapes)
+                self._results[size] = self._ends and self._runs(size)
+            except CallTimeoutError:
+                self._results[size] = self._ends = False
             except (ModelError, PassError):
                 self._results[size] = False
         return self._results[size]
+
+    def _runs(self, size: int) -> bool:
+        if self._session is None:
+            self._session = self.format.open_session(self.path, threads=self.threads)
+        shapes = _shapes(self._session.inputs, size)
+        with limit_calls(self.path, _TRIAL_SECONDS):
+            return shapes is not None and runs(self._session, shapes)

@@ -23,10 +23,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from compressor.data.contract import Batch
-from compressor.graphs.files import read_graph
+from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.values import Array
 from compressor.models.capabilities.signature import InputSpec
-from compressor.runtimes.onnxruntime.inference import CPU, session_options
+from compressor.runtimes.onnxruntime.inference import CPU, run_limited, session_options
 from compressor.runtimes.session import Session, match_inputs
 from passes.export_onnx.parity import Limits, cosines
 
@@ -84,7 +84,12 @@ class RepeatedChoices:
         """
         if not self._names:
             return None
-        chosen: list[Array] = self._session.run(self._names, match_inputs(batch, self._inputs))
+        chosen = run_limited(
+            self._session,
+            self._names,
+            match_inputs(batch, self._inputs),
+            self._folder / MODEL,
+        )
         repeat = _Repeat(chosen, self._limits)
         with repeat:
             results = self._reference.run(batch)

@@ -11,7 +11,7 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ParityError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.inference import CPU, session_options
+from compressor.runtimes.onnxruntime.inference import CPU, run_limited, session_options
 from compressor.runtimes.session import Session
 from passes.export_onnx.parity import Tolerance, cosines
 
@@ -54,7 +54,8 @@ def _computes_the_same(folder: Path, reference: Session, batches: Sequence[Batch
     _, limit, _ = Tolerance.FLOAT.value
     cosines_N: list[float] = []
     for batch in batches:
-        values = graph.run(outputs, {name: batch[name] for name in inputs})
+        feeds = {name: batch[name] for name in inputs}
+        values = run_limited(graph, outputs, feeds, folder / MODEL)
         actual = dict(zip(outputs, values, strict=True))
         for name, expected in reference.run(batch).items():
             rows = (

@@ -87,8 +87,9 @@ def preview(plan: Plan, listener: events.Listener) -> list[Mapping[str, Any]]:
         inputs = {role: builder.artifacts[name] for role, name in step.inputs.items()}
         context = builder.context(step, Path(work), inputs, [])
         try:
-            builder.require(step, inputs, context)
-            return step.builder.preview(inputs, context)
+            with builder.limited_calls(inputs, Path(work)):
+                builder.require(step, inputs, context)
+                return step.builder.preview(inputs, context)
         except CompressError:
             raise
         except Exception as error:

@@ -14,7 +14,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from compressor.errors import CompressError, DamagedArtifactError, PassError
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
 from compressor.evaluation.records import Measurement
+from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.formats import StoredModel, format_named
 
 Reporter = Callable[[Path, Manifest, Measurement | None], None]
@@ -131,10 +132,11 @@ class StepBuilder:
         start = time.perf_counter()
         try:
             context.progress("check the inputs", 0, 1, {})
-            self.require(step, inputs, context)
-            output = step.builder.run(inputs, out / MODEL, context)
-            context.progress("check the result", 0, 1, {})
-            step.builder.ensures(inputs, out / MODEL, context)
+            with self.limited_calls(inputs, out):
+                self.require(step, inputs, context)
+                output = step.builder.run(inputs, out / MODEL, context)
+                context.progress("check the result", 0, 1, {})
+                step.builder.ensures(inputs, out / MODEL, context)
         except CompressError:
             raise
         except Exception as error:
@@ -150,6 +152,13 @@ class StepBuilder:
         with writing(staging):
             write_atomic(staging / _BUILT, content.encode())
         return built
+
+    def limited_calls(
+        self, inputs: Mapping[str, Artifact], out: Path
+    ) -> AbstractContextManager[None]:
+        """Limit the calls of models by a pass; a step without a parent writes ``out``."""
+        model = inputs["parent"].model if "parent" in inputs else out
+        return limit_calls(model, self.plan.pipeline.config.evaluate.call_timeout)
 
     def require(
         self, step: PlannedStep, inputs: Mapping[str, Artifact], context: PassContext

@@ -14,6 +14,7 @@ import numpy as np
 from compressor.data.contract import Batch
 from compressor.errors import MissingExtraError, ModelError, PassError
 from compressor.models.capabilities.signature import InputSpec, OutputSpec
+from compressor.runtimes.call_limit import limited_call
 from compressor.runtimes.session import Array, Session
 
 _MODEL = "model.mnn"
@@ -75,7 +76,8 @@ class MnnSession(Session):
         """
         expr = self._expr
         values = [self._variable(feeds[spec.name]) for spec in self.inputs]
-        results = self._module.forward(values)
+        with limited_call(feeds):
+            results = self._module.forward(values)
         outputs: Batch = {}
         for name, result in zip(self.output_names, results, strict=True):
             array = expr.convert(result, expr.NCHW)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from compressor.errors import ModelError
 from compressor.foreign_files.libraries import library_errors
 from compressor.models.facts import ModelFacts
+from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.decoding import (
     Array,
     EncoderDecoder,
@@ -219,7 +220,8 @@ class Onnx(Format):
         from compressor.runtimes.onnxruntime import low_precision
         from compressor.runtimes.onnxruntime.profile import profile
 
-        nodes = profile(path, batch, threads)
+        with limit_calls(path):
+            nodes = profile(path, batch, threads)
         return LowPrecision(
             low_precision.integer_weight_share(nodes),
             low_precision.integer_mac_share(nodes),

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
+from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.files import MODEL, read_graph
+from compressor.runtimes.call_limit import limited_call
+
+Array = np.ndarray[Any, Any]
 
 CPU = ["CPUExecutionProvider"]
 ERRORS = (
@@ -89,6 +95,33 @@ def open_inference_session(
         return onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except ERRORS as error:
         raise ModelError(f"ONNX Runtime cannot open {file}: {first_line(error)}") from error
+
+
+def run_limited(
+    session: onnxruntime.InferenceSession,
+    outputs: Sequence[str] | None,
+    feeds: Batch,
+    graph: Path | None = None,
+) -> list[Array]:
+    """Return outputs of an open graph for a batch, within the limit of ``limit_calls``.
+
+    Args:
+        session: the open graph.
+        outputs: names of outputs; None for all.
+        feeds: arrays of the graph's inputs.
+        graph: the file that an error names; default: that of ``limit_calls``.
+
+    Raises:
+        CallTimeoutError: the call did not end in time.
+    """
+    options = onnxruntime.RunOptions()
+
+    def stop() -> None:
+        options.terminate = True
+
+    with limited_call(feeds, stop=stop, model=graph):
+        results: list[Array] = session.run(outputs, feeds, options)
+    return results
 
 
 def first_line(error: Exception) -> str:

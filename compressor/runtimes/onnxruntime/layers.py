@@ -18,7 +18,13 @@ from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.names import SMOOTHED_SUFFIX
 from compressor.graphs.values import DEQUANTIZE, QUANTIZE
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
-from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
+from compressor.runtimes.onnxruntime.inference import (
+    CPU,
+    ERRORS,
+    first_line,
+    run_limited,
+    session_options,
+)
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
 
@@ -97,7 +103,8 @@ class OnnxLayers(Layers):
             ModelError: the graph cannot be opened.
         """
         read_graph(folder)
-        self._model = onnx.load(str(folder / MODEL))
+        self._file = folder / MODEL
+        self._model = onnx.load(str(self._file))
         self._threads = threads
         with OnnxSession(folder, threads, "cpu") as session:
             self._inputs, self._outputs = session.inputs, session.output_names
@@ -225,7 +232,7 @@ class OnnxLayers(Layers):
             session = onnxruntime.InferenceSession(
                 extended.SerializeToString(), session_options(self._threads), providers=CPU
             )
-            values = session.run([*outputs, *added], dict(feeds))
+            values = run_limited(session, [*outputs, *added], dict(feeds), self._file)
         except (*ERRORS, ValueError) as error:  # ValueError: over 2 GB
             raise ModelError(
                 f"ONNX Runtime cannot run the graph layer by layer: {first_line(error)}"

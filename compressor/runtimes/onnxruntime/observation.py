@@ -15,7 +15,13 @@ from compressor.data.contract import Batch
 from compressor.errors import PassError
 from compressor.graphs.files import MODEL, PROTOBUF_LIMIT_BYTES
 from compressor.graphs.saving import initializer_bytes, save_model
-from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
+from compressor.runtimes.onnxruntime.inference import (
+    CPU,
+    ERRORS,
+    first_line,
+    run_limited,
+    session_options,
+)
 from compressor.runtimes.onnxruntime.integer_kernels import EMULATED_PRODUCTS
 
 Array = np.ndarray[Any, Any]
@@ -110,12 +116,12 @@ def run_graph(
 
     Raises:
         PassError: ONNX Runtime failed inside the graph.
+        CallTimeoutError: the call did not end in time.
     """
     try:
-        results: list[Array] = session.run(outputs, feeds)
+        return run_limited(session, outputs, feeds)
     except ERRORS as error:
         raise PassError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
-    return results
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

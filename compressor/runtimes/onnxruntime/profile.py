@@ -17,7 +17,13 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, first_line, session_options
+from compressor.runtimes.onnxruntime.inference import (
+    CPU,
+    ERRORS,
+    first_line,
+    run_limited,
+    session_options,
+)
 from compressor.runtimes.onnxruntime.integer_kernels import FLOAT, INTEGER
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
@@ -93,7 +99,7 @@ def profile(folder: Path, batch: Batch, threads: int, runs: int = 20) -> tuple[N
         try:
             profiled = onnxruntime.InferenceSession(str(folder / MODEL), options, providers=CPU)
             for _ in range(_WARMUP_RUNS + runs):
-                profiled.run(None, feeds)
+                run_limited(profiled, None, feeds)
         except ERRORS as error:
             raise ModelError(
                 f"ONNX Runtime cannot run {folder / MODEL}: {first_line(error)}"

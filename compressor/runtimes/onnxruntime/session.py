@@ -25,7 +25,7 @@ from compressor.graphs.decoder.interface import (
     POSITION_OFFSETS,
     PRESENT_PREFIX,
 )
-from compressor.graphs.files import read_graph
+from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.signature import dimension, input_specs
 from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
 from compressor.runtimes.onnxruntime.decoder.decoder import takes_one_token
@@ -35,7 +35,12 @@ from compressor.runtimes.onnxruntime.decoder.vision import (
     image_shapes,
     no_images,
 )
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
+from compressor.runtimes.onnxruntime.inference import (
+    ERRORS,
+    first_line,
+    open_inference_session,
+    run_limited,
+)
 from compressor.runtimes.onnxruntime.integer_kernels import (
     EMULATED_PRODUCTS,
     EXACT_PRODUCTS,
@@ -78,6 +83,7 @@ class OnnxSession(Session):
             UsageError: the installed ONNX Runtime does not support the device.
         """
         self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self._file = folder / MODEL
         self._saturating: Callable[[], onnxruntime.InferenceSession] | None = None
         self._session = self._open(folder, threads, device, settings)
         self._caches = KvCacheLayout.from_inputs(self._session.get_inputs())
@@ -172,12 +178,13 @@ class OnnxSession(Session):
 
         Raises:
             PassError: ONNX Runtime failed inside the graph.
+            CallTimeoutError: a call did not end in time.
         """
         complete = self.complete_feeds(feeds)
         try:
             if self._one_token and complete[INPUT_IDS].shape[1] > 1:
                 return self._compute_one_by_one(complete)
-            values = self._session.run(self.output_names, complete)
+            values = run_limited(self._session, self.output_names, complete, self._file)
         except ERRORS as error:
             if self._saturating is not None:
                 self._session = self._open_saturating()
@@ -194,7 +201,7 @@ class OnnxSession(Session):
         for position in range(ids_BT.shape[1]):
             state[INPUT_IDS] = ids_BT[:, [position]]
             state[ATTENTION_MASK] = feeds[ATTENTION_MASK][:, : position + 1]
-            values = self._session.run(names, state)
+            values = run_limited(self._session, names, state, self._file)
             results.append(values[: len(self.output_names)])
             state |= dict(zip(cache_names, values[len(self.output_names) :], strict=True))
         joined = (np.concatenate(parts, axis=1) for parts in zip(*results, strict=True))

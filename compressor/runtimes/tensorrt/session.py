@@ -10,6 +10,7 @@ from compressor.data.contract import Batch
 from compressor.errors import DamagedArtifactError, DataError, GpuError, ModelError, PassError
 from compressor.foreign_files.opening import open_file
 from compressor.models.capabilities.signature import InputSpec
+from compressor.runtimes.call_limit import limited_call
 from compressor.runtimes.session import Session
 from compressor.runtimes.tensorrt.backends import BACKENDS, import_backend
 from compressor.runtimes.tensorrt.cuda import Gpu, list_gpus
@@ -145,9 +146,10 @@ class EngineSession(Session):
             outputs[name] = torch.empty(shape, dtype=dtype, device="cuda")
             self._context.set_tensor_address(name, outputs[name].data_ptr())
         stream = torch.cuda.current_stream()
-        if not self._context.execute_async_v3(stream.cuda_stream):
-            raise PassError("the engine failed on the GPU")
-        stream.synchronize()
+        with limited_call(feeds):
+            if not self._context.execute_async_v3(stream.cuda_stream):
+                raise PassError("the engine failed on the GPU")
+            stream.synchronize()
         return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from compressor.data.contract import SourceContext
 from compressor.errors import PassError
-from compressor.evaluation.call_limit import CallLimit, default_call_seconds
+from compressor.runtimes.call_limit import CallLimit, default_call_seconds
 from compressor.evaluation.measure import measure
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
 from compressor.runtimes.formats import StoredModel, format_named

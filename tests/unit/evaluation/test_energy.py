@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from compressor.data.contract import SourceContext
 from compressor.evaluation import worker
-from compressor.evaluation.call_limit import CallLimit
+from compressor.runtimes.call_limit import CallLimit
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import Meter
 from compressor.evaluation.measure import evaluation_digest, make_request
