@@ -30,13 +30,8 @@ from compressor.artifacts.manifest import Metric
 from compressor.config.discovery import SOURCES, load
 from compressor.config.permission import allow_code
 from compressor.data.contract import Batch, Dataset, DataSource, SourceContext
-from compressor.errors import CompressError, PassError, UsageError
+from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
-from compressor.runtimes.call_limit import (
-    CallLimit,
-    call_timeout_error,
-    default_call_seconds,
-)
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import find_meter
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
@@ -54,6 +49,11 @@ from compressor.evaluation.resources import (
     cost_metrics,
     peak_rss_bytes,
     reset_peak_rss,
+)
+from compressor.runtimes.call_limit import (
+    CallLimit,
+    call_timeout_error,
+    default_call_seconds,
 )
 from compressor.runtimes.session import Session, is_whole_sample
 

@@ -14,6 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import cli
+from tests.support.forked import run_forked
+from tests.support.tiny_files import tiny_onnx
+from tests.torture.stores import warm_up
 
 RUN = [sys.executable, "-m", "cli", "run"]
 
@@ -40,43 +43,75 @@ def finish(process: subprocess.Popen[str]) -> str:
     return stdout
 
 
-@pytest.fixture
-def slow_pipeline(toy_pipeline: Path) -> Path:
-    """Return the toy pipeline with rounds that take 50 ms each."""
-    text = (
-        toy_pipeline.read_text()
-        .replace("rounds: 3", "rounds: 8, sleep: 0.05")
-        .replace("first}", "first, sleep: 0.05}")
+def write_slow_pipeline(home: Path) -> Path:
+    """Write a pipeline of two toy steps, with rounds that take 50 ms each."""
+    (home / "model").mkdir()
+    (home / "model" / "model.onnx").write_bytes(tiny_onnx())
+    file = home / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: toy\nmodel: {path: model}\npasses:\n"
+        "  - {type: toy, name: first, sleep: 0.05}\n"
+        "  - {type: toy, name: second, rounds: 8, sleep: 0.05}\n"
     )
-    toy_pipeline.write_text(text)
-    return toy_pipeline
+    return file
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.fixture
+def slow_pipeline(tmp_path: Path) -> Path:
+    """Return a pipeline whose kills fall into its rounds."""
+    return write_slow_pipeline(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the hashes of the models of a run that nothing disturbs."""
+    home = tmp_path_factory.mktemp("whole")
+    finish(start(write_slow_pipeline(home), home / "store"))
+    return model_hashes(home / "store")
+
+
+@pytest.mark.parametrize("seed", range(3))
 def test_a_run_killed_at_random_moments_resumes_to_the_same_bytes(
-    seed: int, slow_pipeline: Path
+    seed: int, slow_pipeline: Path, whole: dict[str, str]
 ) -> None:
-    home = slow_pipeline.parent
-    finish(start(slow_pipeline, home / "whole"))
+    store = slow_pipeline.parent / "store"
     random_source = random.Random(seed)
     for _ in range(2):
-        process = start(slow_pipeline, home / "store")
+        process = start(slow_pipeline, store)
         time.sleep(random_source.uniform(0.2, 1.8))
         process.kill()
         process.communicate()
-    finish(start(slow_pipeline, home / "store"))
-    assert model_hashes(home / "store") == model_hashes(home / "whole")
-    assert not any((home / "store" / ".staging").iterdir()), "staging is empty"
-    assert not (home / "store" / ".damaged").exists(), "a kill damages nothing"
+    finish(start(slow_pipeline, store))
+    assert model_hashes(store) == whole
+    assert not any((store / ".staging").iterdir()), "staging is empty"
+    assert not (store / ".damaged").exists(), "a kill damages nothing"
 
 
-def test_concurrent_runs_on_one_store_give_the_same_bytes(slow_pipeline: Path) -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_a_killed_child_resumes_to_the_same_bytes(
+    seed: int, slow_pipeline: Path, whole: dict[str, str]
+) -> None:
+    warm_up()
+    store = slow_pipeline.parent / "store"
+    random_source = random.Random(seed)
+    words = ("run", slow_pipeline, "-o", store)
+    for _ in range(3):
+        run_forked(*words, timeout_s=random_source.uniform(0.05, 0.6))
+    outcome = run_forked(*words)
+    assert outcome.code == 0, outcome.printed
+    assert model_hashes(store) == whole
+    assert not any((store / ".staging").iterdir()), "staging is empty"
+    assert not (store / ".damaged").exists(), "a kill damages nothing"
+
+
+def test_concurrent_runs_on_one_store_give_the_same_bytes(
+    slow_pipeline: Path, whole: dict[str, str]
+) -> None:
     home = slow_pipeline.parent
     processes = [start(slow_pipeline, home / "store") for _ in range(3)]
     for process in processes:
         finish(process)
-    finish(start(slow_pipeline, home / "whole"))
-    assert model_hashes(home / "store") == model_hashes(home / "whole")
+    assert model_hashes(home / "store") == whole
 
 
 def test_an_interrupted_run_exits_with_130_and_resumes(slow_pipeline: Path) -> None:

@@ -22,8 +22,9 @@ from compressor.artifacts.signing import PRIVATE_KEY, SIGNATURE, check_signature
 from compressor.artifacts.store import Store
 from compressor.artifacts.trust import IMPORTED
 from compressor.errors import DamagedArtifactError, StorageError, UsageError
-from tests.support.cli import cli
+from tests.support.forked import run_forked
 from tests.support.tiny_files import tiny_onnx
+from tests.torture.stores import warm_up
 
 ONNX = "model/model.onnx"
 Member = tuple[tarfile.TarInfo, bytes]
@@ -32,10 +33,11 @@ Member = tuple[tarfile.TarInfo, bytes]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a store of one artifact and two key pairs."""
+    warm_up()
     home = tmp_path_factory.mktemp("provenance")
     (home / "model").mkdir()
     (home / "model" / "model.onnx").write_bytes(tiny_onnx())
-    assert cli("pass", "toy", home / "model", "-o", home / "store").returncode == 0
+    assert run_forked("pass", "toy", home / "model", "-o", home / "store").code == 0
     for name in ("ours", "theirs"):
         subprocess.run(
             ["openssl", "genpkey", "-algorithm", "ed25519", "-out", home / f"{name}.pem"],
@@ -287,16 +289,16 @@ def test_the_commands_exit_with_4_for_a_wrong_signature(
     home: Path, artifact: Artifact, tmp_path: Path
 ) -> None:
     archive = tmp_path / "out.tar.zst"
-    assert cli("sign", artifact.path, "--key", home / "ours.pem").returncode == 0
-    assert cli("verify", artifact.path, "--signature", "--key", home / "ours.pub").returncode == 0
-    assert cli("verify", artifact.path, "--signature", "--key", home / "theirs.pub").returncode == 4
-    assert cli("archive", artifact.path, archive).returncode == 0
+    assert run_forked("sign", artifact.path, "--key", home / "ours.pem").code == 0
+    assert run_forked("verify", artifact.path, "--signature", "--key", home / "ours.pub").code == 0
+    assert run_forked("verify", artifact.path, "--signature", "--key", home / "theirs.pub").code == 4
+    assert run_forked("archive", artifact.path, archive).code == 0
     restore = ("restore", archive, "-o", tmp_path / "store", "--signature", "--key")
-    refused = cli(*restore, home / "theirs.pub")
-    assert refused.returncode == 4
-    assert "Traceback" not in refused.stderr
-    assert cli(*restore, home / "ours.pub").returncode == 0
-    assert cli("restore", tmp_path / "none.tar.zst", "-o", tmp_path / "store").returncode == 2
+    refused = run_forked(*restore, home / "theirs.pub")
+    assert refused.code == 4
+    assert "Traceback" not in refused.printed
+    assert run_forked(*restore, home / "ours.pub").code == 0
+    assert run_forked("restore", tmp_path / "none.tar.zst", "-o", tmp_path / "store").code == 2
 
 
 def test_the_sbom_lists_the_installed_packages() -> None:

@@ -18,8 +18,9 @@ from compressor.artifacts.store import Store
 from compressor.artifacts.trust import REQUIRE_SIGNATURES, import_of
 from compressor.engine.plan.recomputed_id import id_problem
 from compressor.errors import ConfigError, DamagedArtifactError, UsageError
-from tests.support.cli import cli
+from tests.support.forked import run_forked
 from tests.support.tiny_files import tiny_onnx
+from tests.torture.stores import warm_up
 
 PIPELINE = """\
 version: 1
@@ -32,12 +33,13 @@ passes: [{type: toy, name: first}, {type: toy, name: second, rounds: 3}]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with a pipeline, its store, and two key pairs."""
+    warm_up()
     home = tmp_path_factory.mktemp("trust")
     (home / "model").mkdir()
     (home / "model" / "model.onnx").write_bytes(tiny_onnx())
     (home / "pipeline.yaml").write_text(PIPELINE)
-    built = cli("run", home / "pipeline.yaml", "-o", home / "store")
-    assert built.returncode == 0, built.stderr
+    built = run_forked("run", home / "pipeline.yaml", "-o", home / "store")
+    assert built.code == 0, built.printed
     for name in ("ours", "theirs"):
         private, public = home / f"{name}.pem", home / f"{name}.pub"
         generate = ["openssl", "genpkey", "-algorithm", "ed25519", "-out", private]
@@ -79,13 +81,13 @@ def test_an_unsigned_import_is_marked_and_said_wherever_it_is_used(
 ) -> None:
     archive_artifact(change_model(second).path, tmp_path / "a.tar.zst")
     store = tmp_path / "store"
-    imported = cli("import", tmp_path / "a.tar.zst", "-o", store)
-    assert imported.returncode == 0, imported.stderr
-    assert "its signature was not checked" in imported.stdout
-    used = cli("run", home / "pipeline.yaml", "-o", store)
-    assert used.returncode == 0, used.stderr
-    assert "second: imported on" in used.stderr
-    assert "its signature was not checked" in cli("show", store / second.name).stdout
+    imported = run_forked("import", tmp_path / "a.tar.zst", "-o", store)
+    assert imported.code == 0, imported.printed
+    assert "its signature was not checked" in imported.printed
+    used = run_forked("run", home / "pipeline.yaml", "-o", store)
+    assert used.code == 0, used.printed
+    assert "second: imported on" in used.printed
+    assert "its signature was not checked" in run_forked("show", store / second.name).printed
 
 
 def test_other_bytes_under_the_id_of_an_artifact_are_refused(
@@ -103,16 +105,16 @@ def test_statements_that_the_id_covers_cannot_be_changed(
     demands = Demands(check=id_problem)
     with pytest.raises(DamagedArtifactError, match="its id is not that of the config"):
         restore_artifact(tmp_path / "a.tar.zst", Store(tmp_path / "store"), demands)
-    assert cli("verify", second.path).returncode == 4
+    assert run_forked("verify", second.path).code == 4
 
 
 def test_the_bytes_of_a_source_model_are_checked_against_its_id(home: Path, tmp_path: Path) -> None:
     (source,) = (home / "store").glob("source-*")
     subprocess.run(["cp", "-r", source, tmp_path / source.name], check=True)
     change_model(open_artifact(tmp_path / source.name))
-    refused = cli("verify", tmp_path / source.name)
-    assert refused.returncode == 4
-    assert "a source model with other files" in " ".join(refused.stdout.split())
+    refused = run_forked("verify", tmp_path / source.name)
+    assert refused.code == 4
+    assert "a source model with other files" in " ".join(refused.printed.split())
 
 
 def test_a_key_makes_a_signature_necessary(home: Path, second: Artifact, tmp_path: Path) -> None:
@@ -121,12 +123,12 @@ def test_a_key_makes_a_signature_necessary(home: Path, second: Artifact, tmp_pat
     archive_artifact(second.path, tmp_path / "theirs.tar.zst")
     for name in ("unsigned", "theirs"):
         command = ("import", tmp_path / f"{name}.tar.zst", "-o", tmp_path / name)
-        assert cli(*command, "--key", home / "ours.pub").returncode == 4
+        assert run_forked(*command, "--key", home / "ours.pub").code == 4
         assert not list(Store(tmp_path / name).artifacts())
     command = ("import", tmp_path / "theirs.tar.zst", "-o", tmp_path / "s")
-    signed = cli(*command, "--key", home / "theirs.pub")
-    assert signed.returncode == 0, signed.stderr
-    assert "signed by" in signed.stdout
+    signed = run_forked(*command, "--key", home / "theirs.pub")
+    assert signed.code == 0, signed.printed
+    assert "signed by" in signed.printed
 
 
 def test_what_is_no_signature_is_not_stored(home: Path, second: Artifact, tmp_path: Path) -> None:
@@ -181,23 +183,23 @@ def test_a_policy_refuses_unsigned_imports_and_copies_but_not_what_was_built_her
     pipeline.write_text(
         f"require_signatures: true\n{PIPELINE}".replace("path: model", f"path: {home}/model")
     )
-    assert cli("run", pipeline, "-o", tmp_path / "own").returncode == 0
-    assert cli("run", pipeline, "-o", tmp_path / "own").returncode == 0, "built here"
+    assert run_forked("run", pipeline, "-o", tmp_path / "own").code == 0
+    assert run_forked("run", pipeline, "-o", tmp_path / "own").code == 0, "built here"
     unsigned = Store(tmp_path / "unsigned")
     restore_artifact(tmp_path / "unsigned.tar.zst", unsigned, Demands())
-    refused = cli("run", pipeline, "-o", unsigned.root)
-    assert refused.returncode == 4
-    assert "is not signed" in refused.stderr
+    refused = run_forked("run", pipeline, "-o", unsigned.root)
+    assert refused.code == 4
+    assert "is not signed" in refused.printed
     signed = Store(tmp_path / "signed")
     restored, _ = restore_artifact(tmp_path / "signed.tar.zst", signed, Demands())
     assert import_of(restored).signer == load_keyring(None).keys[0].name  # type: ignore[union-attr]
-    assert cli("run", pipeline, "-o", signed.root).returncode == 0
+    assert run_forked("run", pipeline, "-o", signed.root).code == 0
     monkeypatch.setenv(REQUIRE_SIGNATURES, "1")
-    assert cli("gate", unsigned.root, "--against", signed.root).returncode != 0
-    gate = cli("gate", tmp_path / "own", "--against", unsigned.root / second.name)
-    assert gate.returncode == 4
-    assert "is not signed" in gate.stderr
-    assert cli("import", tmp_path / "unsigned.tar.zst", "-o", tmp_path / "x").returncode == 4
+    assert run_forked("gate", unsigned.root, "--against", signed.root).code != 0
+    gate = run_forked("gate", tmp_path / "own", "--against", unsigned.root / second.name)
+    assert gate.code == 4
+    assert "is not signed" in gate.printed
+    assert run_forked("import", tmp_path / "unsigned.tar.zst", "-o", tmp_path / "x").code == 4
 
 
 def test_an_import_stays_marked_when_it_is_measured_again(

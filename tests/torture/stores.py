@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import os
@@ -22,6 +23,7 @@ import numpy as np
 from compressor.artifacts.manifest import Metric
 from compressor.engine.run import step_builder
 from compressor.evaluation.records import LatencyReport, Measurement
+from compressor.reports.pages import html
 from tests.support.forked import Outcome, run_forked
 from tests.support.tiny_files import tiny_onnx
 
@@ -67,7 +69,10 @@ COMMANDS = (
 
 
 def prepare_child() -> None:
-    """Give every model the latency that ``evaluate.latency.repeats`` states, without running it."""
+    """Give every model the latency that ``evaluate.latency.repeats`` states, without running it.
+
+    Reports have no charts, which take most of the time of a run, and are no files of their own.
+    """
 
     def measure(model: object, evaluate: object, *_: object, **__: object) -> Measurement:
         repeats = evaluate.latency.repeats  # type: ignore[attr-defined]
@@ -85,6 +90,7 @@ def prepare_child() -> None:
         return Measurement(accuracy=None, latency=report, metrics=(metric,))
 
     step_builder.measure = measure  # type: ignore[assignment]
+    html._artifact_figures = html._run_figures = lambda *_: {}  # type: ignore[assignment]
 
 
 def run_in(
@@ -122,6 +128,9 @@ def warm_up() -> None:
                 with suppress(ImportError):
                     importlib.import_module(name)
     shutil.rmtree(home)
+    for name in ("artifact.html.j2", "run.html.j2"):
+        html._environment().get_template(name)
+    gc.freeze()  # the collector of a child would copy every page of this process
 
 
 def at_exit(report: Callable[[], object]) -> None:

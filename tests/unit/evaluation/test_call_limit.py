@@ -7,9 +7,9 @@ import pytest
 
 from compressor.data.contract import SourceContext
 from compressor.errors import PassError
-from compressor.runtimes.call_limit import CallLimit, default_call_seconds
 from compressor.evaluation.measure import measure
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
+from compressor.runtimes.call_limit import CallLimit, default_call_seconds
 from compressor.runtimes.formats import StoredModel, format_named
 
 

@@ -5,12 +5,12 @@ from pydantic import ValidationError
 
 from compressor.data.contract import SourceContext
 from compressor.evaluation import worker
-from compressor.runtimes.call_limit import CallLimit
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import Meter
 from compressor.evaluation.measure import evaluation_digest, make_request
 from compressor.evaluation.records import EnergyConfig, EnergyReport, EvaluateConfig, LatencyConfig
 from compressor.reports.rows.artifact import energy_lines
+from compressor.runtimes.call_limit import CallLimit
 from compressor.runtimes.formats import StoredModel, format_named
 
 LATENCY = LatencyConfig(data="test", warmup=1, repeats=3, threads=1)
