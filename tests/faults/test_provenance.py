@@ -291,7 +291,9 @@ def test_the_commands_exit_with_4_for_a_wrong_signature(
     archive = tmp_path / "out.tar.zst"
     assert run_forked("sign", artifact.path, "--key", home / "ours.pem").code == 0
     assert run_forked("verify", artifact.path, "--signature", "--key", home / "ours.pub").code == 0
-    assert run_forked("verify", artifact.path, "--signature", "--key", home / "theirs.pub").code == 4
+    assert (
+        run_forked("verify", artifact.path, "--signature", "--key", home / "theirs.pub").code == 4
+    )
     assert run_forked("archive", artifact.path, archive).code == 0
     restore = ("restore", archive, "-o", tmp_path / "store", "--signature", "--key")
     refused = run_forked(*restore, home / "theirs.pub")
