@@ -111,9 +111,9 @@ class EvaluateConfig(Record):
     """Joules per sample by the counters of the machine (RAPL, NVML, a battery), idle power
     included, over calls as for `latency`; nothing is estimated where there is no counter."""
     call_timeout: Annotated[float | None, Field(gt=0, le=1_000_000), LeftOutOfIds()] = None
-    """Seconds that one call of a model may take before measuring fails, since a graph may loop
-    without end; by default ten minutes, and 0.2 s for each megabyte of the model and each sample of
-    a batch."""
+    """Seconds that one call of a model may take before measuring fails, or the calibration or
+    comparison of a pass, since a graph may loop without end; by default ten minutes, and 0.2 s for
+    each megabyte of the model and each sample of a batch."""
 
     @model_validator(mode="after")
     def _check_energy(self) -> EvaluateConfig:

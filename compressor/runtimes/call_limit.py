@@ -46,10 +46,14 @@ def _seconds_per_sample(model: Path) -> float:
     return _SECONDS_PER_MB * sum(path.stat().st_size for path in files) / 1e6
 
 
+def _in_seconds(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds >= 1 else f"{seconds:g} s"
+
+
 def call_timeout_error(model: Path, seconds: float) -> CallTimeoutError:
     """Return the error of a model whose call has not ended after a number of seconds."""
     return CallTimeoutError(
-        f"{model}: one call of the model has not ended after {seconds:,.0f} s",
+        f"{model}: one call of the model has not ended after {_in_seconds(seconds)}",
         remedy="look for a loop without end in the model; if it is that slow, lower `batch_size` "
         "or raise `evaluate.call_timeout`",
     )

@@ -63,8 +63,10 @@ class MnnSession(Session):
                     precision_mode=expr.PrecisionMode.High,
                     thread_num=threads,
                 )
-        except (RuntimeError, ValueError) as error:
-            raise ModelError(f"MNN cannot open {file}: {error}") from error
+        except (RuntimeError, SystemError, ValueError) as error:  # SystemError: it is truncated
+            raise ModelError(
+                f"MNN cannot open {file}: {error}", remedy="run `export-mnn` again"
+            ) from error
         if self._module is None:
             raise ModelError(f"MNN cannot open {file}", remedy="run `export-mnn` again")
 

@@ -8,7 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from compressor.errors import MissingExtraError, ParityError, PassError, RequirementError
+from compressor.errors import (
+    MissingExtraError,
+    ModelError,
+    ParityError,
+    PassError,
+    RequirementError,
+)
 from compressor.graphs.files import load_typed_model
 from compressor.graphs.reductions import COMPOSITE, write_out_reductions
 from compressor.graphs.saving import save_model
@@ -132,6 +138,16 @@ def test_quantized_graphs_are_refused_by_the_plan(tmp_path):
     facts = format_named("onnx").facts(optimized.out)
     with pytest.raises(RequirementError, match="is quantized"):
         ExportMnn().estimate(ExportMnnConfig(), facts, None)
+
+
+def test_a_truncated_file_is_one_error(tmp_path):
+    _, out = export(residual_network(), tmp_path, {"image": IMAGES})
+    content = (out / "model.mnn").read_bytes()
+    for length in (0, 1, 100, len(content) // 2):
+        (out / "model.mnn").write_bytes(content[:length])
+        with pytest.raises(ModelError, match="MNN cannot open") as caught:
+            recognize(out).open_session(threads=1)
+        assert "export-mnn" in caught.value.remedy
 
 
 def test_nothing_is_printed_while_a_file_is_opened(tmp_path, capfd):
