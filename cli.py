@@ -11,7 +11,15 @@ handle_signals()  # before the imports below, which take most of the time of a s
 
 import typer
 
-from compressor.commands import analysis, artifacts, environment, models, pipelines, serving
+from compressor.commands import (
+    analysis,
+    artifacts,
+    environment,
+    models,
+    pipelines,
+    serving,
+    updates,
+)
 from compressor.commands.main import run_app
 from compressor.commands.supervision import supervised
 
@@ -22,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (pipelines, artifacts, analysis, models, serving, environment):
+for group in (pipelines, artifacts, updates, analysis, models, serving, environment):
     app.add_typer(group.app)
 
 

@@ -69,6 +69,7 @@ SECTIONS = {
     "export-ort": ("passes/export_ort",),
     "export-mnn": ("passes/export_mnn", "compressor/runtimes/mnn"),
     "tensorrt and engines": ("passes/tensorrt", "compressor/runtimes/tensorrt"),
+    "delta and apply": ("passes/delta", "compressor/runtimes/delta"),
     "Measuring and gates": ("compressor/evaluation", "compressor/engine/gates"),
     "The store, runs, archives and signatures": ("compressor/artifacts",),
     "Generating text": ("compressor/generation", "compressor/runtimes"),

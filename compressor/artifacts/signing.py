@@ -47,7 +47,7 @@ def sign(folder: Path, key: Path | None) -> Path:
         UsageError: there is no key, or it is not an Ed25519 key.
         MissingExtraError: `cryptography` is not installed.
     """
-    private = _private(key)
+    private = load_private_key(key)
     with locked_artifact(folder):
         with reading(folder / MANIFEST):
             signature = private.sign((folder / MANIFEST).read_bytes())
@@ -86,7 +86,8 @@ def check_signed(
     """
     if signature is None:
         raise DamagedArtifactError(
-            f"{subject} is not signed", remedy="`autoglm-compress sign` signs an artifact"
+            f"{subject} is not signed",
+            remedy="`autoglm-compress sign` signs artifacts and packages",
         )
     signer = keyring.find_signer(signature, manifest)
     if signer is None:
@@ -133,7 +134,13 @@ def parse_signature(text: bytes, file: Path) -> bytes:
     return signature
 
 
-def _private(path: Path | None) -> Ed25519PrivateKey:
+def load_private_key(path: Path | None) -> Ed25519PrivateKey:
+    """Return the private key of a file; None for that in ``AUTOGLM_COMPRESS_PRIVATE_KEY``.
+
+    Raises:
+        UsageError: there is no key, or it is not an Ed25519 key.
+        MissingExtraError: `cryptography` is not installed.
+    """
     pem = _pem(path)
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key

@@ -186,21 +186,32 @@ def gc(
 
 @app.command(rich_help_panel=PANEL)
 def sign(
-    artifact: ArtifactPath,
+    artifact: Annotated[
+        Path, typer.Argument(help="Artifact directory, or update package.", metavar="ARTIFACT")
+    ],
     key: Annotated[
         Path | None,
         typer.Option(help="Private Ed25519 key (PEM); default: AUTOGLM_COMPRESS_PRIVATE_KEY."),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write the signed update package here.", metavar="FILE")
+    ] = None,
 ) -> None:
-    """Sign an artifact's manifest with an Ed25519 key.
+    """Sign an artifact's manifest, or an update package, with an Ed25519 key.
 
-    The manifest holds the hash of every file, so the signature covers all of them.
+    The manifest holds the hash of every file, so the signature covers all of them. With `--out`,
+    the package of a `delta` artifact is copied, with the signature in the file.
     """
     from compressor.artifacts import signing
     from compressor.engine.run.runner import load_given
     from compressor.reports.console.terminal import print_line
+    from compressor.runtimes.delta.package import is_package
+    from compressor.runtimes.delta.signatures import sign_package
 
-    print_line(f"wrote {signing.sign(load_given(artifact).path, key)}")
+    if out is not None or is_package(artifact):
+        print_line(f"wrote {sign_package(artifact, key, out)}")
+    else:
+        print_line(f"wrote {signing.sign(load_given(artifact).path, key)}")
 
 
 @app.command("export", hidden=True)

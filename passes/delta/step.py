@@ -1,0 +1,75 @@
+"""The ``delta`` pass."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.artifacts.artifact import Artifact
+from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
+from compressor.errors import MissingExtraError, RequirementError
+from compressor.models.facts import ModelFacts
+from passes.delta.config import DeltaConfig
+
+_MEMORY_BYTES = 600_000_000
+
+
+class Delta(Pass[DeltaConfig]):
+    """Write the smallest package that turns a base into the model, for devices in the field.
+
+    Of an adapter, the factors are rounded (`int8`, `float16`) and the loss is measured, or the
+    files are kept as they are. Of two versions of a model, the files are stored as zstd patches.
+    The package names its base, its result, a counter and an expiry; `sign` signs it, and `apply`
+    checks all of them and ends in exactly the announced digest.
+    """
+
+    name = "delta"
+    version = 1
+    accepts = frozenset(
+        {"adapter", "gguf", "mnn", "onnx", "ort", "packed", "quantized", "timm", "torch"}
+    )
+    produces = "delta"
+    Config = DeltaConfig
+    tools: ClassVar[tuple[str, ...]] = ("numpy", "zstandard")
+
+    def estimate(self, config: DeltaConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+        """Estimate the disk that the encodings and the test of the package take.
+
+        Raises:
+            MissingExtraError: `zstandard` is not installed.
+            RequirementError: nothing is at `base_path`.
+        """
+        if config.encoding in {"auto", "exact"} and find_spec("zstandard") is None:
+            raise MissingExtraError("zstandard", "a patch between files", "provenance")
+        if config.base_path is not None and not Path(config.base_path).exists():
+            raise RequirementError(
+                f"`base_path: {config.base_path}` does not exist",
+                remedy="name an artifact, or a model's folder or file; a relative path starts at "
+                f"{Path.cwd()}",
+            )
+        size = parent.size_bytes
+        disk = None if size is None else 4 * size
+        return Estimate(ModelFacts(), None, _MEMORY_BYTES, disk)
+
+    def requires(self, config: DeltaConfig, parent: Artifact, context: PassContext) -> None:
+        """Check that the base is the right one, and that the encoding fits the model.
+
+        Raises:
+            RequirementError: they do not.
+            ModelError: the base is not found.
+        """
+        from passes.delta.sources import find_package_base
+
+        find_package_base(config, parent, context)
+
+    def run(
+        self, config: DeltaConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
+        """Write the package and apply it for a test."""
+        from passes.delta.run import write_delta
+        from passes.delta.sources import find_package_base, open_new_model
+
+        base = find_package_base(config, parent, context)
+        source = open_new_model(parent, base, context.work)
+        return write_delta(config, source, base, out, context)
