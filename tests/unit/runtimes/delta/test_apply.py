@@ -1,0 +1,174 @@
+"""Packages are applied to their base alone, in order, whole; and end in the announced digest."""
+
+import datetime
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from compressor.artifacts.trust import REQUIRE_SIGNATURES
+from compressor.errors import DamagedArtifactError, UsageError
+from compressor.runtimes.delta.apply import apply_package, undo_package
+from compressor.runtimes.delta.identity import open_base
+from compressor.runtimes.delta.signatures import sign_package
+from tests.support.deltas import (
+    application,
+    float_base,
+    make_package,
+    write_keys,
+    written_adapter,
+)
+
+SHAPES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.self_attn.v_proj": (32, 64)}
+READER = Path(__file__).parents[4] / "examples" / "delta" / "apply_delta.py"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a base and packages with the counters 1 to 3, of adapters that differ."""
+    home = tmp_path_factory.mktemp("packages")
+    base = float_base(home / "base")
+    for counter in (1, 2, 3):
+        adapter = written_adapter(
+            home / str(counter) / "model", base, dict(list(SHAPES.items())[: 1 + counter % 2])
+        )
+        fields = {"counter": counter, "expires": "2027-01-31T00:00:00Z"}
+        if counter == 3:
+            fields["series"] = "other"
+        file, _ = make_package(adapter, base, home / f"work{counter}", **fields)
+        file.rename(home / f"{counter}.aglmdelta")
+    return home
+
+
+@pytest.fixture
+def apply(home, tmp_path):
+    """Return a function that applies the package of a number to ``tmp_path/out``."""
+
+    def apply(number, **fields):
+        file = home / f"{number}.aglmdelta"
+        return apply_package(application(file, home / "base", tmp_path / "out", **fields))
+
+    return apply
+
+
+def test_the_result_has_the_announced_digest_and_peft_files(home, apply, tmp_path):
+    update, new = apply(1)
+    assert new
+    assert open_base(tmp_path / "out").digest == update.digest
+    stored = safetensors.numpy.load_file(tmp_path / "out" / "adapter_model.safetensors")
+    exact = safetensors.numpy.load_file(home / "1" / "model" / "adapter_model.safetensors")
+    assert stored.keys() == exact.keys()
+    for name, values in exact.items():
+        assert np.abs(stored[name] - values).max() <= np.abs(values).max() / 250
+    assert apply(1) == (update, False)
+
+
+def test_the_same_bytes_are_written_each_time(home, tmp_path):
+    file, _ = make_package(
+        home / "1" / "model",
+        home / "base",
+        tmp_path,
+        counter=1,
+        expires="2027-01-31T00:00:00Z",
+    )
+    assert file.read_bytes() == (home / "1.aglmdelta").read_bytes()
+
+
+def test_updates_replace_and_undo_returns_once(apply, tmp_path):
+    first, _ = apply(1)
+    second, _ = apply(2)
+    assert first.digest != second.digest
+    with pytest.raises(UsageError, match="has the counter 1, and 2 was applied"):
+        apply(1)
+    assert undo_package(tmp_path / "out").current == first
+    assert open_base(tmp_path / "out").digest == first.digest
+    with pytest.raises(UsageError, match="nothing to undo"):
+        undo_package(tmp_path / "out")
+    with pytest.raises(UsageError, match="has the counter 1, and 2 was applied"):
+        apply(1)
+    assert apply(2) == (second, True)
+
+
+def test_undo_of_the_first_update_removes_the_model(apply, tmp_path):
+    with pytest.raises(UsageError, match="no package was applied here"):
+        undo_package(tmp_path / "out")
+    apply(1)
+    assert undo_package(tmp_path / "out").current is None
+    assert not (tmp_path / "out").exists()
+    assert apply(1)[1]
+
+
+def test_a_damaged_former_model_is_not_put_back(apply, tmp_path):
+    apply(1)
+    second, _ = apply(2)
+    (tmp_path / "out.updates" / "previous" / "base.json").write_text("{}")
+    with pytest.raises(DamagedArtifactError, match="its content has changed"):
+        undo_package(tmp_path / "out")
+    assert open_base(tmp_path / "out").digest == second.digest
+
+
+def test_a_result_that_was_changed_is_written_again(apply, tmp_path):
+    update, _ = apply(1)
+    (tmp_path / "out" / "base.json").write_text("{}")
+    assert apply(1) == (update, True)
+    assert open_base(tmp_path / "out").digest == update.digest
+
+
+def test_another_base_is_refused(home, apply, tmp_path):
+    other = float_base(tmp_path / "other")
+    (other / "tokenizer_config.json").write_text('{"pad_token": "w9"}')
+    with pytest.raises(UsageError, match="is for another base"):
+        apply_package(application(home / "1.aglmdelta", other, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_series_in_the_same_folder_is_refused(apply):
+    apply(1)
+    with pytest.raises(UsageError, match="belongs to the updates 'other'"):
+        apply(3)
+
+
+def test_an_expired_package_is_refused(apply, tmp_path):
+    late = datetime.datetime(2027, 1, 31, tzinfo=datetime.UTC)
+    with pytest.raises(UsageError, match="expired on 2027-01-31T00:00:00Z"):
+        apply(1, now=late)
+    apply(1, now=late - datetime.timedelta(seconds=1))
+
+
+def test_a_folder_of_something_else_is_not_replaced(apply, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    with pytest.raises(UsageError, match="is not the result of a package"):
+        apply(1)
+    assert (tmp_path / "out" / "mine").read_text() == "mine"
+
+
+def test_signatures_are_required_where_a_key_or_the_policy_asks(home, apply, tmp_path, monkeypatch):
+    private, public = write_keys(tmp_path)
+    _, other = write_keys(tmp_path, "other")
+    with pytest.raises(DamagedArtifactError, match="is not signed"):
+        apply(1, key=public)
+    signed = sign_package(home / "1.aglmdelta", private, tmp_path / "signed.aglmdelta")
+    with pytest.raises(DamagedArtifactError, match="does not match"):
+        apply_package(application(signed, home / "base", tmp_path / "out", key=other))
+    monkeypatch.setenv(REQUIRE_SIGNATURES, "1")
+    with pytest.raises(UsageError, match="there is no public key"):
+        apply(1)
+    update, _ = apply_package(application(signed, home / "base", tmp_path / "out", key=public))
+    assert update.signer is not None
+
+
+@pytest.mark.parametrize("encoding", ["int8", "float16", "exact"])
+def test_a_reader_of_a_hundred_lines_ends_in_the_announced_digest(home, tmp_path, encoding):
+    assert len(READER.read_text().splitlines()) <= 100
+    file, output = make_package(home / "1" / "model", home / "base", tmp_path, encoding=encoding)
+    command = [sys.executable, READER, file, home / "base", tmp_path / "read"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == output.summary["result"]
+    assert open_base(tmp_path / "read").digest == output.summary["result"]
+    assert json.loads((tmp_path / "read" / "base.json").read_text())["artifact"] is None
