@@ -197,10 +197,11 @@ def sign(
         Path | None, typer.Option(help="Write the signed update package here.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Sign an artifact's manifest, or an update package, with an Ed25519 key.
+    """Sign an artifact or an update package.
 
-    The manifest holds the hash of every file, so the signature covers all of them. With `--out`,
-    the package of a `delta` artifact is copied, with the signature in the file.
+    The key is an Ed25519 key. The manifest of either holds the hash of every file, so the signature
+    covers all of them. With `--out`, the package of a `delta` artifact is copied, with the
+    signature in the file.
     """
     from compressor.artifacts import signing
     from compressor.engine.run.runner import load_given

@@ -38,8 +38,10 @@ class Delta(Pass[DeltaConfig]):
 
         Raises:
             MissingExtraError: `zstandard` is not installed.
-            RequirementError: nothing is at `base_path`.
+            RequirementError: nothing is at `base_path`; or the model is no adapter, and no base is
+                named or its weights would be rounded.
         """
+        _check_fields(config, parent)
         if config.encoding in {"auto", "exact"} and find_spec("zstandard") is None:
             raise MissingExtraError("zstandard", "a patch between files", "provenance")
         if config.base_path is not None and not Path(config.base_path).exists():
@@ -73,3 +75,22 @@ class Delta(Pass[DeltaConfig]):
         base = find_package_base(config, parent, context)
         source = open_new_model(parent, base, context.work)
         return write_delta(config, source, base, out, context)
+
+
+def _check_fields(config: DeltaConfig, parent: ModelFacts) -> None:
+    """Raise RequirementError for fields that fit adapters alone, if the model is known to be none.
+
+    The facts of an adapter name neither a family nor a graph.
+    """
+    if parent.family is None and parent.graph is None and parent.graph_contents is None:
+        return
+    if config.base is None and config.base_path is None:
+        raise RequirementError(
+            "the model that the package applies to is not named",
+            remedy="set `base` to an earlier step, such as `source`, or `base_path`",
+        )
+    if config.encoding in {"int8", "float16"}:
+        raise RequirementError(
+            f"`encoding: {config.encoding}` rounds the factors of an adapter; the model is none",
+            remedy="set `encoding: exact`, or leave it out",
+        )

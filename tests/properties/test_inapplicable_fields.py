@@ -22,7 +22,7 @@ from compressor.errors import ConfigError
 from tests.support.cli import cli
 
 CASES = yaml.safe_load(Path(__file__).with_name("inapplicable_fields.yaml").read_text())
-ALL_FIELDS_APPLY = {"export-gguf", "export-mnn", "export-ort"}
+ALL_FIELDS_APPLY = {"delta", "export-gguf", "export-mnn", "export-ort"}
 """Passes whose fields have an effect with every model that they take."""
 DATA_SETS = ("train", "validation", "calibration", "test")
 SUBJECT = re.compile(r"(?:^|; |\n\s+)`([\w.]+)`")

@@ -139,7 +139,17 @@ def write_onnx(folder: Path) -> None:
     np.savez(folder / "samples.npz", x=x)
 
 
+def write_adapter(folder: Path) -> None:
+    """Write a LoRA adapter of the language model, and a pair of keys."""
+    from tests.support.deltas import write_keys, written_adapter
+
+    shapes = {f"model.layers.{index}.self_attn.q_proj": (128, 128) for index in range(2)}
+    written_adapter(folder / "adapter", folder / "checkpoint", shapes)
+    write_keys(folder)
+
+
 STAND_INS: Mapping[str, Callable[[Path], None]] = {
+    "adapter": write_adapter,
     "bpe": write_bpe_llm,
     "encoder": write_encoder,
     "llm": write_llm,

@@ -14,7 +14,7 @@ from tests.support.cli import cli
 
 GROUPS = {
     "Pipelines": ["run", "plan", "validate", "init", "pass", "schema"],
-    "Artifacts": ["show", "verify", "gc", "sign", "archive", "restore", "sbom"],
+    "Artifacts": ["show", "verify", "gc", "sign", "archive", "restore", "sbom", "apply"],
     "Analysis": [
         "compare",
         "gate",
