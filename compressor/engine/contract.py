@@ -81,6 +81,8 @@ class PlanContext:
     artifact, such as ``teacher``."""
     data: Mapping[str, DataFacts] = field(default_factory=dict)
     """Facts of the data sets that the config names, by name."""
+    formats: Mapping[str, str] = field(default_factory=dict)
+    """Names of the formats of the input artifacts by role, as ``facts``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,7 @@ from compressor.runtimes.delta.identity import Base, open_base
 from compressor.runtimes.delta.scales import ADAPTER_CONFIG
 from compressor.runtimes.formats import StoredModel
 from passes.delta.config import DeltaConfig
-
-ADAPTER = "adapter"
-"""Name of the format of adapters."""
+from passes.delta.step import ADAPTER
 
 
 @dataclass(frozen=True, slots=True)

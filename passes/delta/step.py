@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,8 @@ from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
 from passes.delta.config import DeltaConfig
 
+ADAPTER = "adapter"
+"""Name of the format of adapters."""
 _MEMORY_BYTES = 600_000_000
 
 
@@ -41,7 +44,7 @@ class Delta(Pass[DeltaConfig]):
             RequirementError: nothing is at `base_path`; or the model is no adapter, and no base is
                 named or its weights would be rounded.
         """
-        _check_fields(config, parent)
+        _check_fields(config, context.formats)
         if config.encoding in {"auto", "exact"} and find_spec("zstandard") is None:
             raise MissingExtraError("zstandard", "a patch between files", "provenance")
         if config.base_path is not None and not Path(config.base_path).exists():
@@ -77,12 +80,15 @@ class Delta(Pass[DeltaConfig]):
         return write_delta(config, source, base, out, context)
 
 
-def _check_fields(config: DeltaConfig, parent: ModelFacts) -> None:
-    """Raise RequirementError for fields that fit adapters alone, if the model is known to be none.
-
-    The facts of an adapter name neither a family nor a graph.
-    """
-    if parent.family is None and parent.graph is None and parent.graph_contents is None:
+def _check_fields(config: DeltaConfig, formats: Mapping[str, str]) -> None:
+    """Raise RequirementError for fields that do not fit the formats of the model and its base."""
+    model, base = formats["parent"], formats.get("base")
+    if base is not None and base != model and model != ADAPTER:
+        raise RequirementError(
+            f"`base` is of the format {base!r}, and the new model of {model!r}",
+            remedy="name two versions of a model in one format",
+        )
+    if model == ADAPTER and base != ADAPTER:
         return
     if config.base is None and config.base_path is None:
         raise RequirementError(
@@ -91,6 +97,6 @@ def _check_fields(config: DeltaConfig, parent: ModelFacts) -> None:
         )
     if config.encoding in {"int8", "float16"}:
         raise RequirementError(
-            f"`encoding: {config.encoding}` rounds the factors of an adapter; the model is none",
+            f"`encoding: {config.encoding}` rounds the factors of an adapter; this is a patch",
             remedy="set `encoding: exact`, or leave it out",
         )

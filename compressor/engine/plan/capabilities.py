@@ -89,7 +89,7 @@ def _answer(pass_: Pass[Any], format_: Format, model: StarterModel) -> PassSuita
             tuple(f"the model has no {need.label}" for need in lacking),
             tuple(need.remedy for need in lacking),
         )
-    return _refusal(pass_, model)
+    return _refusal(pass_, format_.name, model)
 
 
 def _reads_another(pass_: Pass[Any], name: str) -> str:
@@ -107,11 +107,12 @@ def _preparation(pass_: Pass[Any], format_: Format, ready: Sequence[Pass[Any]]) 
     return (way,)
 
 
-def _refusal(pass_: Pass[Any], model: StarterModel) -> PassSuitability:
+def _refusal(pass_: Pass[Any], format_name: str, model: StarterModel) -> PassSuitability:
     """Return the reason if the pass refuses the model with the fields of a first pipeline."""
     try:
         config = pass_.Config.model_validate_json(json.dumps(dict(pass_.starter_fields(model))))
-        pass_.estimate(config, model.facts, PlanContext({"parent": model.facts}))
+        context = PlanContext({"parent": model.facts}, formats={"parent": format_name})
+        pass_.estimate(config, model.facts, context)
     except ValidationError:  # the pass has required fields that only the user can set
         return PassSuitability(pass_.name)
     except CompressError as error:

@@ -329,11 +329,11 @@ class _Planner:
         for need in lacking:
             what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
             self._add_problem(("passes", step.index), what, need.remedy)
-        # Later steps are checked against the parent's architecture, so that their problems show.
-        if lacking:
+        if lacking:  # later steps are checked against the parent, so that their problems show
             return Estimate(facts["parent"])
         names = [name for _, target, name in references(step.config) if target.to == "data"]
-        context = PlanContext(facts, {name: self.data.facts(name) for name in names})
+        formats = {role: self.steps[name].format for role, name in inputs.items()}
+        context = PlanContext(facts, {name: self.data.facts(name) for name in names}, formats)
         try:
             return step.pass_.estimate(step.config, facts["parent"], context)
         except CompressError as error:

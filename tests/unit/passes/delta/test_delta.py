@@ -9,15 +9,18 @@ import pytest
 import safetensors.torch
 import torch
 
+from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, RequirementError, UsageError
 from compressor.models.adapters.base import BASE
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.facts import ModelFacts
 from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.runtimes.delta.apply import apply_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.package import read_package
 from compressor.runtimes.delta.scales import merge_into_scales
 from passes.delta.config import DeltaConfig
+from passes.delta.step import Delta
 from tests.support.cli import cli
 from tests.support.deltas import (
     application,
@@ -225,3 +228,24 @@ def test_from_the_command_line_pack_sign_apply_and_undo(tmp_path):
     (tmp_path / "icons.aglmdelta").write_bytes(content)
     assert cli(*command, cwd=tmp_path).returncode == 4
     assert cli("apply", "icons.aglmdelta", "--out", "x", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("formats", "fields", "problem"),
+    [
+        ({"parent": "torch"}, {}, "is not named"),
+        ({"parent": "torch", "base": "packed"}, {"base": "x"}, "'packed', and the new model of"),
+        ({"parent": "onnx", "base": "onnx"}, {"base": "x", "encoding": "int8"}, "this is a patch"),
+        ({"parent": "adapter"}, {"base_path": "missing"}, "does not exist"),
+        ({"parent": "adapter", "base": "torch"}, {"base": "x", "encoding": "int8"}, None),
+        ({"parent": "adapter", "base": "adapter"}, {"base": "x", "encoding": "exact"}, None),
+    ],
+)
+def test_the_plan_refuses_what_a_run_would(formats, fields, problem):
+    config = DeltaConfig.model_validate(fields)
+    context = PlanContext({"parent": ModelFacts()}, formats=formats)
+    if problem is None:
+        Delta().estimate(config, ModelFacts(), context)
+        return
+    with pytest.raises(RequirementError, match=problem):
+        Delta().estimate(config, ModelFacts(), context)
