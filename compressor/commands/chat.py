@@ -14,7 +14,7 @@ from compressor.errors import CompressError, UsageError
 if TYPE_CHECKING:
     from compressor.generation.conversation import Conversation
 
-CLEAR, EXIT = "/clear", "/exit"
+CLEAR, EXIT, ADAPTER = "/clear", "/exit", "/adapter"
 _PROMPT = "> "
 
 
@@ -65,6 +65,9 @@ def hold(conversation: Conversation, messages: Iterator[str]) -> None:
             conversation.clear()
         elif message:
             try:
+                if message.split()[0] == ADAPTER:
+                    conversation.use_adapter(message.removeprefix(ADAPTER).strip() or None)
+                    continue
                 with interrupts.diverted(conversation.cancel):
                     reply = conversation.ask(message, print_chunk)
             except CompressError as error:

@@ -13,6 +13,8 @@ from compressor.commands.options import AsJson
 from compressor.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from compressor.generation.requests import SamplingOptions
 
 PANEL = "Models"
@@ -64,14 +66,23 @@ def generate(
         bool,
         typer.Option("--fast-prompts", help="Read prompts with 8-bit weight copies (ONNX)."),
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LoRA adapter, for an ONNX graph with slots; repeatable in a chat.",
+            metavar="[NAME=]PATH",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Generate text with a language model.
 
     The model may be a torch, packed or ONNX artifact, or a checkpoint. Speed is printed to stderr.
     Without --prompt this is a chat, with one message per line of the terminal or of standard input:
-    Ctrl-C ends an answer, /clear starts anew, and /exit, Ctrl-D or a second Ctrl-C ends the chat.
+    Ctrl-C ends an answer, /clear starts anew, and /exit, Ctrl-D or a second Ctrl-C ends the chat;
+    /adapter NAME changes to another adapter, and /adapter alone to none.
     """
+    from compressor.generation.adapters import named_adapters
     from compressor.generation.generate import generate as generate_text
     from compressor.generation.generate import model_at
     from compressor.generation.prompt import Prompt
@@ -84,11 +95,20 @@ def generate(
         if raw or as_json:
             option = "--raw" if raw else "--json"
             raise UsageError(f"{option} is for one text: there is no prompt", remedy=_GIVE_PROMPT)
-        _chat(model, sampling, threads=threads, fast_prompts=fast_prompts)
+        _chat(
+            model,
+            sampling,
+            threads=threads,
+            fast_prompts=fast_prompts,
+            adapters=named_adapters(adapter or ()),
+        )
         return
+    if adapter and len(adapter) > 1:
+        raise UsageError("one text has one adapter", remedy="leave --prompt out for a chat")
+    folder = next(iter(named_adapters(adapter or ()).values()), None)
     generated = generate_text(
         model_at(model),
-        Prompt(prompt or "", tuple(image or ()), raw, audio, language, task),
+        Prompt(prompt or "", tuple(image or ()), raw, audio, language, task, folder),
         sampling,
         threads=threads,
         fast_prompts=fast_prompts,
@@ -100,14 +120,23 @@ def generate(
         render_generation(generated)
 
 
-def _chat(path: Path, sampling: SamplingOptions, *, threads: int, fast_prompts: bool) -> None:
+def _chat(
+    path: Path,
+    sampling: SamplingOptions,
+    *,
+    threads: int,
+    fast_prompts: bool,
+    adapters: Mapping[str, Path],
+) -> None:
     from compressor.commands import chat
     from compressor.generation.conversation import Conversation, open_chat_model
     from compressor.generation.generate import model_at
     from compressor.reports.console.models import render_chat_start
 
     messages = chat.read_messages()
-    model = open_chat_model(model_at(path), threads=threads, fast_prompts=fast_prompts)
+    model = open_chat_model(
+        model_at(path), threads=threads, fast_prompts=fast_prompts, adapters=adapters
+    )
     try:
         if chat.is_terminal():
             render_chat_start(model.context_length)

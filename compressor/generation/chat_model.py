@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -49,6 +50,8 @@ class ChatOptions:
     """Requests that wait for a row; more are refused."""
     max_guesses: int = 8
     """Tokens that are guessed at once from the prompt; 0 for none."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Name to folder of the adapters that prompts may name (ONNX with slots only)."""
 
 
 class ChatModel:
@@ -64,6 +67,7 @@ class ChatModel:
         budget_tokens: tokens whose keys and values all rows together may hold.
         token_bytes: bytes of the keys and values of one token.
         image_cache: counts of the cache of image embeddings; None where there is none.
+        adapters: names of the adapters that a prompt may have (``with_adapter``).
     """
 
     def __init__(self, model: StoredModel, options: ChatOptions) -> None:
@@ -104,6 +108,7 @@ class ChatModel:
         self.context_length = self.engine.context_length
         self.budget_tokens, self.token_bytes = budget, self._decoder.token_bytes
         self.image_cache = self._decoder.image_cache
+        self.adapters = tuple(options.adapters)
 
     def encode_text(self, text: str) -> EncodedPrompt:
         """Return a text to continue; see ``PromptEncoder.encode_text``."""
@@ -169,7 +174,9 @@ class ChatModel:
 
     def _start(self, request: GenerationRequest, listener: Listener) -> Answer:
         """Return the answer to a request; see ``StartAnswer``."""
-        sampling = request.sampling
+        sampling, adapter = request.sampling, request.prompt.adapter
+        if adapter is not None and adapter not in self.adapters:
+            raise UsageError(f"there is no adapter {adapter!r}: it was not loaded")
         selector = TokenSelector(
             sampling,
             self._vocabulary,
@@ -209,7 +216,12 @@ def _open_rows(model: StoredModel, limits: GenerationLimits, options: ChatOption
             remedy=f"choose {_MIN_CONTEXT} to {limits.context_length}",
         )
     row_options = RowOptions(
-        options.threads, options.rows, context, options.fast_prompts, options.feature_bytes
+        options.threads,
+        options.rows,
+        context,
+        options.fast_prompts,
+        options.feature_bytes,
+        options.adapters,
     )
     try:
         return model.format.open_rows(model.path, row_options)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from compressor.errors import UsageError
+from compressor.generation.adapters import with_adapter
 from compressor.generation.answer import Ticket
 from compressor.generation.chat_model import ChatModel, ChatOptions
 from compressor.generation.requests import (
@@ -39,19 +42,28 @@ class Reply:
         return (usage.completion_tokens - 1) / (usage.total_seconds - usage.first_token_seconds)
 
 
-def open_chat_model(model: StoredModel, *, threads: int, fast_prompts: bool = False) -> ChatModel:
+def open_chat_model(
+    model: StoredModel,
+    *,
+    threads: int,
+    fast_prompts: bool = False,
+    adapters: Mapping[str, Path] = MappingProxyType({}),
+) -> ChatModel:
     """Open a model for one conversation.
 
     Args:
         model: a torch, packed or onnx model that generates.
         threads: threads of the runtime.
         fast_prompts: read prompts with 8-bit copies of the packed weights (onnx only).
+        adapters: name to folder of the adapters to load (onnx with slots only).
 
     Raises:
         UsageError: the model does not generate, is an encoder-decoder, or has no chat template.
         DataError: there is no tokenizer.
     """
-    opened = ChatModel(model, ChatOptions(threads, rows=1, fast_prompts=fast_prompts))
+    opened = ChatModel(
+        model, ChatOptions(threads, rows=1, fast_prompts=fast_prompts, adapters=adapters)
+    )
     if not opened.has_chat_template:
         opened.close()
         raise UsageError(
@@ -62,7 +74,13 @@ def open_chat_model(model: StoredModel, *, threads: int, fast_prompts: bool = Fa
 
 
 class Conversation:
-    """Messages and answers in turn. Keys and values of earlier turns stay in the model's cache."""
+    """Messages and answers in turn. Keys and values of earlier turns stay in the model's cache.
+
+    Attributes:
+        adapter: name of the adapter under which messages are answered, at first the first one that
+            was loaded; None for the model alone. Under another adapter the conversation is read
+            again.
+    """
 
     def __init__(self, model: ChatModel, sampling: SamplingOptions) -> None:
         """Start without messages.
@@ -75,6 +93,7 @@ class Conversation:
         self._messages: list[dict[str, Any]] = []
         self._ticket: Ticket | None = None
         self._cancelled = False
+        self.adapter: str | None = next(iter(model.adapters), None)
 
     def ask(self, message: str, on_text: Callable[[str], None]) -> Reply:
         """Send a message and return the answer; both are kept for the next turn.
@@ -89,7 +108,8 @@ class Conversation:
         """
         self._cancelled = False
         messages = [*self._messages, {"role": "user", "content": message}]
-        request = GenerationRequest(self._model.encode_chat(messages), self._sampling)
+        prompt = with_adapter(self._model.encode_chat(messages), self.adapter)
+        request = GenerationRequest(prompt, self._sampling)
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._ticket = self._model.engine.submit(request, events.put)
         try:
@@ -108,6 +128,17 @@ class Conversation:
         self._cancelled = True
         if self._ticket is not None:
             self._ticket.cancel()
+
+    def use_adapter(self, name: str | None) -> None:
+        """Answer the following messages under another adapter, or none.
+
+        Raises:
+            UsageError: no adapter of this name has been loaded.
+        """
+        if name is not None and name not in self._model.adapters:
+            loaded = ", ".join(self._model.adapters) or "none: name some with --adapter"
+            raise UsageError(f"there is no adapter {name!r}", remedy=f"loaded: {loaded}")
+        self.adapter = name
 
     def clear(self) -> None:
         """Forget all messages."""

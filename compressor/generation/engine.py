@@ -237,6 +237,7 @@ class GenerationEngine:
             self._waiting.remove(answer)
             answer.row = self._table.take(prefix)
             self._prefilling.append(answer)
+        self._decoder.use_adapter(answer.row, answer.request.prompt.adapter)
         answer.start(self._table.length(answer.row))
 
     def _step(self) -> None:

@@ -34,6 +34,7 @@ from compressor.runtimes.rows import RowOptions, SingleRow
 from compressor.runtimes.token_generation import Forward, generate_tokens, read_first_tokens
 
 Array = np.ndarray[Any, Any]
+_ADAPTER = "adapter"
 _REMEDY = "copy the checkpoint's files again"
 
 
@@ -180,6 +181,8 @@ def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
     """Return the limits of a model; raise ``UsageError`` if it cannot take the prompt's files."""
     limits = model.format.generation_limits(model.path)
     if limits.encoder_inputs:
+        if prompt.adapter is not None:
+            raise UsageError(f"{model.path} is an encoder-decoder: its graphs take no adapters")
         return limits
     if prompt.images and not limits.takes_images:
         raise UsageError(f"{model.path} holds a text model: it takes no images")
@@ -231,13 +234,14 @@ def _prepare_decoder(task: _Task, limits: GenerationLimits) -> _Opened:
     encoded = _encode(encoder, prompt)
     ids_T = encoded.token_ids_T
     capacity = _required_capacity(len(ids_T), task.sampling, limits)
-    options = RowOptions(task.threads, 1, capacity, task.fast_prompts)
+    adapters = {} if prompt.adapter is None else {_ADAPTER: prompt.adapter}
+    options = RowOptions(task.threads, 1, capacity, task.fast_prompts, adapters=adapters)
     decoder = task.model.format.open_rows(folder, options)
     check_kv_cache_fits(decoder.token_bytes * capacity, batch_size=1, tokens=capacity)
     images: Any = None
     if encoded.image_arrays is not None:
         images, _ = decoder.encode_images(ids_T, encoded.image_arrays, encoded.pictures)
-    row = SingleRow(decoder, images)
+    row = SingleRow(decoder, images, next(iter(adapters), None))
     return _Opened(
         encoder.tokenizer,
         len(ids_T),

@@ -21,3 +21,5 @@ class Prompt:
     """Language that is spoken, or translated to; by default that of the model's files."""
     task: str | None = None
     """Task of a speech model, such as ``transcribe``; by default that of the model's files."""
+    adapter: Path | None = None
+    """Folder of the adapter under which the model answers; None for the model alone."""

@@ -70,6 +70,8 @@ class EncodedPrompt:
     to there. That of a text token is its id; that of an image token also covers the image."""
     images: Any = None
     """The runtime's inputs for the images among the tokens; None for a text."""
+    adapter: str | None = None
+    """Name of the adapter under which the prompt is read and answered; None for the base."""
 
 
 @dataclass(frozen=True, slots=True)

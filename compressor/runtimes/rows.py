@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from compressor.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 PIECE_TOKENS = 128
@@ -36,6 +39,8 @@ class RowOptions:
     """Read prompts with 8-bit copies of the packed weights (ONNX decoders only)."""
     feature_bytes: int = 256 << 20
     """Bytes of the embeddings of images that are kept for prompts with the same images."""
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+    """Name to folder of the adapters that rows may use: PEFT's layout with ``base.json``."""
 
 
 @dataclass(slots=True)
@@ -70,6 +75,22 @@ class RowDecoder(ABC):
     truncates: bool = True
     splits_images: bool = False
     image_cache: ImageCacheCounts | None = None
+
+    def use_adapter(self, row: int, adapter: str | None) -> None:
+        """Use an adapter, or none, in the following calls for a row.
+
+        Keys and values that were computed under another adapter must not stay in the row: the
+        caller keeps them apart. ``copy`` and ``swap`` take the adapter with the row.
+
+        Args:
+            row: the row.
+            adapter: a name in ``RowOptions.adapters``; None for the base alone.
+
+        Raises:
+            UsageError: no adapter of this name has been loaded.
+        """
+        if adapter is not None:
+            raise UsageError(f"row {row}: there is no adapter {adapter!r}")
 
     @abstractmethod
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
@@ -148,13 +169,15 @@ class RowDecoder(ABC):
 class SingleRow:
     """One sequence in the first row of a decoder, for callers without an engine."""
 
-    def __init__(self, decoder: RowDecoder, images: Any = None) -> None:
+    def __init__(self, decoder: RowDecoder, images: Any = None, adapter: str | None = None) -> None:
         """Start an empty sequence.
 
         Args:
             decoder: the rows.
             images: what ``RowDecoder.encode_images`` returned for the prompt.
+            adapter: name of the adapter that it uses.
         """
+        decoder.use_adapter(0, adapter)
         self._decoder, self._images, self._length = decoder, images, 0
 
     def forward(self, ids_T: Array) -> Array:

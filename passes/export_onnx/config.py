@@ -89,6 +89,13 @@ class DecoderConfig(Record):
     fails with 4. Not for `target: portable`, and only where weights are packed or
     `int8_embeddings` is set."""
 
+    adapter_slots: Annotated[
+        Annotated[tuple[str, ...], Field(min_length=1)] | None, LeftOutOfIds()
+    ] = None
+    """Linear layers of the decoder that can take a LoRA adapter while it runs: the ends of their
+    names, such as `[q_proj, v_proj]`, or `[all-linear]`. Without an adapter the graph computes the
+    same, bit for bit. `generate --adapter` loads adapters that were trained on the parent."""
+
     @model_validator(mode="after")
     def _check_portable(self) -> DecoderConfig:
         if self.target != "portable":

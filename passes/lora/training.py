@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import IA3Config
+from peft import LoraConfig as PeftLoraConfig
+from transformers.pytorch_utils import Conv1D
 
 from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.errors_from_os import writing
@@ -66,6 +69,8 @@ def train_adapter(
     # The first kernels of the adapter are drawn from the seed, whatever was drawn before.
     torch.manual_seed(context.seed)
     peft_config = adapter_config(config, description, parent.name)
+    if isinstance(peft_config, PeftLoraConfig):
+        peft_config.fan_in_fan_out = any(isinstance(part, Conv1D) for part in base.modules())
     model = add_new_adapter(base, peft_config)
     training = _frozen_statistics(config.training, model)
     task = _task(config, description, (model, teacher), context)
@@ -93,9 +98,6 @@ def adapter_config(config: LoraConfig, architecture: Architecture, base: str) ->
     Raises:
         RequirementError: PEFT has no default targets for the model.
     """
-    from peft import IA3Config
-    from peft import LoraConfig as PeftLoraConfig
-
     targets = resolve_targets(config, model_type_of(architecture))
     if targets is None:
         raise RequirementError(

@@ -10,6 +10,7 @@ Inputs:
     With images, `image_embeds` float32 [W, hidden], by default none, which replace the image tokens
     in order; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, which are added to the
     position of each token in time, height and width.
+    With slots for adapters, two factors for each (``adapter_slots``), by default of rank 0.
 
 Outputs:
     `logits` float32 [B, T or `logits_to_keep`, V]; `present.<layer>.key` and `.value`.
@@ -58,6 +59,7 @@ class DecoderGraph(DecoderLayers):
         operators: appends nodes for the target runtime; it is kept as ``add``.
         int8_embeddings: store embedding and LM head in 8 bits, if they are not packed.
         cache_scales: scales of each cache input, float32 [M · H], for a cache in 8 bits.
+        adapter_targets: ends of the names of the linear layers that get a slot for an adapter.
     """
 
     def __init__(
@@ -68,8 +70,9 @@ class DecoderGraph(DecoderLayers):
         *,
         int8_embeddings: bool,
         cache_scales: Mapping[str, Array] | None = None,
+        adapter_targets: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(architecture, weights, operators, cache_scales)
+        super().__init__(architecture, weights, operators, cache_scales, adapter_targets)
         hidden = architecture.decoder.hidden
         self.int8_block_size = embedding_block_size(hidden) if int8_embeddings else 0
         self.optional_inputs: list[ir.Value] = []
@@ -100,7 +103,7 @@ class DecoderGraph(DecoderLayers):
         self._output(logits, LOGITS, ir.DataType.FLOAT, "batch", "answers", vocabulary)
         self.outputs.insert(0, self.outputs.pop())  # the logits come before the cache
         graph = ir.Graph(
-            [*self.inputs, *self.optional_inputs],
+            [*self.inputs, *self.optional_inputs, *self.adapters.inputs],
             self.outputs,
             nodes=add.nodes,
             initializers=list(add.constants.values()),

@@ -12,6 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from compressor.graphs.decoder.adapter_nodes import AdapterNodes
+from compressor.graphs.decoder.adapter_slots import AdapterSlot
 from compressor.graphs.decoder.architecture import (
     DecoderArchitecture,
     FeedForward,
@@ -43,6 +45,7 @@ class DecoderLayers:
         weights: the tensors of its checkpoint, which are read when the graph is written.
         operators: appends nodes for the target runtime; it is kept as ``add``.
         cache_scales: scales of each cache input, float32 [M · H], for a cache in 8 bits.
+        adapter_targets: ends of the names of the linear layers that get a slot for an adapter.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class DecoderLayers:
         weights: CheckpointWeights,
         operators: Operators,
         cache_scales: Mapping[str, Array] | None = None,
+        adapter_targets: tuple[str, ...] = (),
     ) -> None:
         self.architecture, self.weights, self.add = architecture, weights, operators
         decoder = architecture.decoder
         self.cache_scales = cache_scales
+        self.adapters = AdapterNodes(operators, adapter_targets)
         self.heads = AttentionHeads(
             decoder.heads,
             decoder.key_heads,
@@ -293,11 +298,30 @@ class DecoderLayers:
             shape: (inputs, outputs of all).
             rows: order of the outputs; None for that of the checkpoint.
         """
-        weights, layer = self.weights, self._prefix(number)
+        layer = self._prefix(number)
         names = [self._full_name(f"{layer}.{name}") for name in modules]
         module = modules[0].rpartition(".")[0]
         short_names = "_".join(name.rpartition(".")[2] for name in modules)
         joined_name = ".".join(part for part in (layer, module, short_names) if part)
+        result = self._product(x, names, joined_name, shape, rows)
+        if not self.adapters.are_targets(names):
+            return result
+        is_transposed = self.architecture.transposed
+        widths = [self.weights.outputs(n, stored_transposed=is_transposed) for n in names]
+        heads = None if rows is None else (self.heads.heads, self.heads.key_heads, self.heads.width)
+        slot = AdapterSlot(joined_name, tuple(names), tuple(widths), shape[0], heads)
+        return self.adapters.increment(x, result, slot)
+
+    def _product(
+        self,
+        x: ir.Value,
+        names: list[str],
+        joined_name: str,
+        shape: tuple[int, int],
+        rows: Tensor | None,
+    ) -> ir.Value:
+        """Return the product with the weights of linear layers, by their full names."""
+        weights = self.weights
         biases = [f"{name}.bias" for name in names if weights.has(f"{name}.bias")]
         bias = None
         if biases:

@@ -280,6 +280,21 @@ class CheckpointWeights:
             zeros=None,
         )
 
+    def outputs(self, linear: str, *, stored_transposed: bool = False) -> int:
+        """Return the outputs of a linear layer, packed or not, from the headers.
+
+        Args:
+            linear: name of the layer.
+            stored_transposed: True if the checkpoint holds a float matrix as [I, O].
+        """
+        if self.grid(linear) is None:
+            return self.shape(f"{linear}.weight")[1 if stored_transposed else 0]
+        suffix = self.packing.shape_suffix
+        name = f"{linear}.{suffix}"
+        is_description = suffix == "weight_shape"
+        values = self.files.read(name).flatten().tolist() if is_description else self.shape(name)
+        return self.packing.outputs_and_inputs((int(values[0]), int(values[1])))[0]
+
     def _scale_dtype(self, linear: str) -> torch.dtype:
         names = (f"{linear}.{suffix}" for suffix in _SCALE_SUFFIXES)
         [name] = [name for name in names if self.has(name)]

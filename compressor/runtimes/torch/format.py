@@ -148,6 +148,11 @@ class FamilyFormat(Format):
         from compressor.runtimes.torch.rows import TorchRows
 
         self._refuse_fast_prompts(path, fast_prompts=options.fast_prompts)
+        if options.adapters:
+            raise UsageError(
+                f"{path} holds no ONNX graph: --adapter needs one with slots for adapters",
+                remedy="export it with `export-onnx` and `decoder: {adapter_slots: [...]}`",
+            )
         return TorchRows(path, options)
 
     def _refuse_fast_prompts(self, path: Path, *, fast_prompts: bool) -> None:

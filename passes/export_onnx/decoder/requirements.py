@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from compressor.graphs.decoder.adapter_slots import is_target
 from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size, embedding_block_size
 from compressor.graphs.decoder.graph_layers import graph_layers
 from compressor.graphs.decoder.limits import graph_problems
@@ -38,7 +39,24 @@ def decoder_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[Fie
                 "remove `decoder.accuracy_level`, or pack the model with `awq` first",
             )
         )
-    return problems
+    return problems or _slot_problems(config, tree)
+
+
+def _slot_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
+    """Return the targets of slots that match no linear layer of the graph."""
+    if config.adapter_slots is None:
+        return []
+    modules = [name for group in graph_layers(tree).groups for name in group.modules]
+    unknown = [t for t in config.adapter_slots if not any(is_target(m, [t]) for m in modules)]
+    ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    return [
+        FieldProblem(
+            "decoder.adapter_slots",
+            f"{target!r} matches no linear layer of the decoder",
+            f"name some of {ends}, or [all-linear]",
+        )
+        for target in unknown
+    ]
 
 
 def embedding_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:

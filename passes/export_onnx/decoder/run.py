@@ -12,6 +12,7 @@ import onnx_ir as ir
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
+from compressor.graphs.decoder.adapter_slots import BASE_KEY, SLOTS_KEY, slots_as_json
 from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.graph import DecoderGraph
 from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, TARGET_KEY
@@ -23,6 +24,7 @@ from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.values import Array
+from compressor.models.adapters.base import model_digest
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.quantized.weight_grid import is_packed
@@ -48,10 +50,12 @@ class _SavedGraph:
     nodes: int
     external: bool
     accuracy_level: int
+    adapter_slots: int
 
     def summary(self) -> dict[str, Any]:
         """Return its first entries of the summary."""
-        return {"opset": self.opset, "nodes": self.nodes, "external_data": self.external}
+        slots = {"adapter_slots": self.adapter_slots} if self.adapter_slots else {}
+        return {"opset": self.opset, "nodes": self.nodes, "external_data": self.external} | slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,7 @@ class _DecoderExport:
             _operators(decoder, accuracy_level, self.weights.dtype),
             int8_embeddings=decoder.int8_embeddings,
             cache_scales=cache_scales,
+            adapter_targets=decoder.adapter_slots or (),
         )
         onnx_model = graph.build()
         nodes, opset = len(onnx_model.graph), onnx_model.graph.opset_imports[""]
@@ -81,10 +86,13 @@ class _DecoderExport:
             TARGET_KEY: decoder.target,
             CONTEXT_LENGTH_KEY: str(self.architecture.context),
         }
+        if slots := graph.adapters.slots:
+            metadata[SLOTS_KEY] = slots_as_json(slots)
+            metadata[BASE_KEY] = model_digest(self.model.folder)
         threshold = self.config.external_data_threshold_mb * 1_000_000
         external = save_checked_model(onnx_model, self.out, metadata, threshold)
         self.weights.packed_layer.cache_clear()
-        return _SavedGraph(opset, nodes, external, accuracy_level)
+        return _SavedGraph(opset, nodes, external, accuracy_level, len(slots))
 
     def calibration_windows(self) -> list[Batch]:
         """Return the samples that an 8-bit cache is calibrated on; none for a float cache."""

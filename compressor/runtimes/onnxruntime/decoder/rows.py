@@ -29,6 +29,7 @@ from compressor.graphs.decoder.interface import (
     TARGET_KEY,
     TRACED,
 )
+from compressor.runtimes.onnxruntime.decoder.adapters import LoadedAdapters
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.cache import GrowingBuffers
 from compressor.runtimes.onnxruntime.decoder.decoder import (
@@ -94,6 +95,17 @@ class _OnnxRows(RowDecoder):
         self._image_width = int(shapes[IMAGE_EMBEDS][1]) if IMAGE_EMBEDS in shapes else 0
         self._features = ImageFeatures(folder, options.threads, options.feature_bytes)
         self.image_cache = self._features.counts if shapes else None
+        self._adapters = LoadedAdapters(folder, session, options.adapters)
+        self._adapter_of: list[str | None] = [None] * options.rows
+
+    def use_adapter(self, row: int, adapter: str | None) -> None:
+        """See ``RowDecoder.use_adapter``; the next call binds the factors."""
+        self._adapters.check(adapter)
+        self._adapter_of[row] = adapter
+
+    def _swap_adapters(self, first: int, second: int) -> None:
+        names = self._adapter_of
+        names[first], names[second] = names[second], names[first]
 
     def encode_images(
         self, ids_T: Array, arrays: Mapping[str, Array], pictures: Sequence[bytes]
@@ -155,6 +167,7 @@ class SharedRows(_OnnxRows):
         total = length + len(ids_T)
         prompt = len(ids_T) >= PROMPT_GRAPH_MIN_TOKENS
         session = self._bound(row, row + 1, prompt=prompt)
+        self._adapters.bind(session, self._adapter_of[row])
         inputs = {ATTENTION_MASK: self._ones_1P[:, :total]}
         inputs |= self._image_inputs(np.array([length]), len(ids_T), [images])
         session.bind_inputs(inputs)
@@ -164,7 +177,10 @@ class SharedRows(_OnnxRows):
     def step(self, lengths_B: Array, ids_B: Array, images_B: list[Any]) -> Array:
         """See ``RowDecoder.step``."""
         rows = len(ids_B)
+        if len({*self._adapter_of[:rows]}) > 1:
+            return self._step_in_turn(lengths_B, ids_B, images_B)
         session = self._bound(0, rows, prompt=False)
+        self._adapters.bind(session, self._adapter_of[0])
         total = int(lengths_B.max()) + 1
         mask_BP = self._ones_1P[:, :total]
         if rows > 1:
@@ -174,13 +190,25 @@ class SharedRows(_OnnxRows):
         logits_BV: Array = session.run(ids_B[:, None], 1)[:, -1]
         return logits_BV
 
+    def _step_in_turn(self, lengths_B: Array, ids_B: Array, images_B: list[Any]) -> Array:
+        """Step rows of several adapters: a call of the graph takes the factors of one."""
+        rows = zip(lengths_B.tolist(), ids_B[:, None], images_B, strict=True)
+        return np.concatenate(
+            [
+                self.append(row, length, ids_1, images, 1).copy()
+                for row, (length, ids_1, images) in enumerate(rows)
+            ]
+        )
+
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``RowDecoder.copy``."""
+        self._adapter_of[target] = self._adapter_of[source]
         for array in self._layout.first(self._buffers, length).values():
             array[target] = array[source]
 
     def swap(self, first: int, second: int, length: int) -> None:
         """See ``RowDecoder.swap``."""
+        self._swap_adapters(first, second)
         for array in self._layout.first(self._buffers, length).values():
             kept = array[first].copy()
             array[first] = array[second]
@@ -244,6 +272,7 @@ class GrowingRows(_OnnxRows):
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
         """See ``RowDecoder.append``."""
         cache = self._caches[row]
+        self._adapters.bind(self._session, self._adapter_of[row])
         if int(cache.state.lengths_B[0]) != length:
             cache.truncate(length) if length else cache.reset()
         if not self._one_token:
@@ -266,11 +295,13 @@ class GrowingRows(_OnnxRows):
 
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``RowDecoder.copy``."""
+        self._adapter_of[target] = self._adapter_of[source]
         self._caches[target].state = self._caches[source].copied(length)
 
     def swap(self, first: int, second: int, length: int) -> None:
         """See ``RowDecoder.swap``."""
         del length
+        self._swap_adapters(first, second)
         caches = self._caches
         caches[first], caches[second] = caches[second], caches[first]
 
