@@ -60,6 +60,8 @@ class ModelFacts:
     heed was paid to that; None for other models, and if it is not known."""
     activation_bits: int | None = None
     """Bits of the activations of quantized layers; None for floats, or if not known."""
+    tokenizer_folder: Path | None = field(default=None, compare=False)
+    """Checkpoint whose tokenizer files the model has, or will have; None if not known."""
     graph: PlannedGraph | None = None
     """The graph, of a planned model in ONNX."""
     graph_inputs: Callable[[], tuple[InputSpec, ...] | None] | None = field(
@@ -121,7 +123,12 @@ def facts_of(folder: Path) -> ModelFacts:
     is_float = not description.is_quantized and not is_packed(read_config(folder))
     quantization = description.quantization()
     bits = None if quantization is None else quantization.activation_bits()
-    return replace(facts, integers=frozenset() if is_float else None, activation_bits=bits)
+    return replace(
+        facts,
+        integers=frozenset() if is_float else None,
+        activation_bits=bits,
+        tokenizer_folder=folder,
+    )
 
 
 def _facts(architecture: Architecture, bytes_on_disk: int) -> ModelFacts:

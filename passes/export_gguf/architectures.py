@@ -169,7 +169,7 @@ def architecture_problem(tree: Mapping[str, Any]) -> str | None:
         names = ", ".join(name for row in ARCHITECTURES.values() for name in row.classes)
         label = ", ".join(tree.get("architectures") or ()) or str(tree.get("model_type"))
         return f"{label} has no row in the table of GGUF architectures; supported: {names}"
-    fields = _with_defaults(tree)
+    fields = fields_with_defaults(tree)
     limits = [*_limits(row, fields), *row.further_limits(fields)]
     return f"llama.cpp's {row.name} does not compute {'; '.join(limits)}" if limits else None
 
@@ -181,7 +181,8 @@ def rotary_fields(fields: Fields) -> Mapping[str, Any]:
     return full if isinstance(full, Mapping) else stated
 
 
-def _with_defaults(tree: Mapping[str, Any]) -> Fields:
+def fields_with_defaults(tree: Mapping[str, Any]) -> Fields:
+    """Return the language model's fields of a config.json with a row, stated or by default."""
     layout = LAYOUTS.get(tree["model_type"])
     stated = {name: value for name, value in text_config(tree).items() if value is not None}
     return {**(layout.defaults if layout else {}), **stated}

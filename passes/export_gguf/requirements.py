@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from compressor.errors import RequirementError
+from compressor.errors import ModelError, RequirementError
+from compressor.foreign_files.libraries import library_errors
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.facts import ModelFacts
 from compressor.models.quantized.packing_schemes import planned_grids
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
-from passes.export_gguf.architectures import architecture_problem
+from passes.export_gguf.architectures import (
+    ARCHITECTURES,
+    architecture_problem,
+    fields_with_defaults,
+)
 from passes.export_gguf.block_types import NEAREST_REMEDY, BlockType, block_type, packing_problem
+from passes.export_gguf.config import ExportGgufConfig
 
 _FAMILY = "transformers"
 
 
-def check_planned(parent: ModelFacts) -> None:
-    """Check everything that is known of a planned model.
+def check_planned(config: ExportGgufConfig, parent: ModelFacts) -> None:
+    """Check everything that is known of a planned model, its tokenizer too.
 
     Raises:
         RequirementError: a GGUF file cannot hold it; the message names every offender.
@@ -32,6 +39,18 @@ def check_planned(parent: ModelFacts) -> None:
     if problem := architecture_problem(parent.config):
         raise RequirementError(problem, remedy="use `export-onnx`, which exports the model")
     _check_packing(parent, parent.config)
+    if parent.tokenizer_folder is not None:
+        _check_tokenizer(config, parent.tokenizer_folder, parent.config)
+
+
+def _check_tokenizer(config: ExportGgufConfig, folder: Path, tree: Mapping[str, Any]) -> None:
+    from passes.export_gguf.tokenizer import TOKENIZER, name_problem, read_vocabulary
+
+    row, size = ARCHITECTURES[tree["model_type"]], fields_with_defaults(tree)["vocab_size"]
+    with library_errors(f"{folder / TOKENIZER}: it is no tokenizer", ModelError, "copy it again"):
+        vocabulary = read_vocabulary(folder, size, config.pre_tokenizer, row.three_digits)
+    if config.name and (problem := name_problem(config.name, vocabulary)):
+        raise RequirementError(problem, remedy="set another `name`")
 
 
 def _check_packing(parent: ModelFacts, tree: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from passes.export_gguf.blocks import unstorable_groups
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.metadata import Hyperparameters
 from passes.export_gguf.tensors import TensorPlan, width_problems
-from passes.export_gguf.tokenizer import name_problem, read_vocabulary
+from passes.export_gguf.tokenizer import read_vocabulary
 from passes.export_gguf.write import GgufContent, compare_file, write_file
 
 _LISTED = 10
@@ -60,9 +60,7 @@ class GgufExport:
                 f"`tables: q8_0` divides rows into blocks of 32: {'; '.join(problems)}",
                 remedy="set `tables: float16`",
             )
-        content = self.content()
-        if content.name and (problem := name_problem(content.name, content.vocabulary)):
-            raise RequirementError(problem, remedy="set another `name`")
+        self.content()
 
     def content(self) -> GgufContent:
         """Return what the file holds.

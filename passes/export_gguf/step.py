@@ -47,11 +47,11 @@ class ExportGguf(Pass[ExportGgufConfig]):
 
         Raises:
             MissingExtraError: the package gguf is not installed.
-            RequirementError: llama.cpp does not compute the model, or no block holds its integers;
-                the message names every offender.
+            RequirementError: llama.cpp does not compute the model, or splits text by no such rule,
+                or no block holds the integers; the message names every offender.
         """
         _check_installed()
-        check_planned(parent)
+        check_planned(config, parent)
         if parent.parameters is None:
             return Estimate(model=parent)
         size_bytes = parent.size_bytes or 4 * parent.parameters
@@ -99,7 +99,7 @@ def _open(config: ExportGgufConfig, parent: Artifact) -> GgufExport:
     from compressor.models.facts import facts_of
     from passes.export_gguf.run import GgufExport
 
-    check_planned(facts_of(parent.model))
+    check_planned(config, facts_of(parent.model))
     tree: dict[str, Any] = read_description(parent.model).config.model_dump(mode="json")
     return GgufExport(config, tree, parent.model)
 

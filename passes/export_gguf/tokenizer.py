@@ -14,7 +14,7 @@ from compressor.errors import ModelError, RequirementError
 from compressor.foreign_files.json_files import read_json_object
 from passes.export_gguf.pre_tokenizers import pre_tokenizer_name
 
-_FILE = "tokenizer.json"
+TOKENIZER = "tokenizer.json"
 _BYTE_LENGTH = len("<0x00>")
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
 _GLM_ROLES = {
@@ -66,12 +66,12 @@ def read_vocabulary(
     Raises:
         RequirementError: there is no tokenizer.json, or llama.cpp has no such tokenizer.
     """
-    if not (folder / _FILE).is_file():
+    if not (folder / TOKENIZER).is_file():
         raise RequirementError(
-            f"{folder} has no {_FILE}, and a GGUF file holds its model's tokenizer",
+            f"{folder} has no {TOKENIZER}, and a GGUF file holds its model's tokenizer",
             remedy="copy tokenizer.json and tokenizer_config.json from the original checkpoint",
         )
-    tree = read_json_object(folder / _FILE, ModelError, remedy="copy it again")
+    tree = read_json_object(folder / TOKENIZER, ModelError, remedy="copy it again")
     model = tree.get("model") or {}
     if model.get("type") != "BPE":
         raise RequirementError(
@@ -221,7 +221,7 @@ def _added_ends(folder: Path) -> tuple[int | None, int | None]:
     """Return the ids that the tokenizer adds before and after a text."""
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(folder / _FILE))
+    tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     ids = tokenizer.encode("a", add_special_tokens=True).ids
     start = next((n for n in range(len(ids)) if ids[n : n + len(bare)] == bare), 0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from compressor.engine.contract import PlanContext
-from compressor.errors import ParityError, RequirementError
+from compressor.errors import ModelError, ParityError, RequirementError
 from compressor.models.facts import facts_of
 from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.runtimes.formats import recognize
@@ -282,12 +282,19 @@ def test_a_model_without_a_row_is_refused_with_the_table(tmp_path: Path) -> None
         ExportGguf().estimate(ExportGgufConfig(), facts, PlanContext({}))
 
 
+def plan(folder: Path, **fields: Any) -> None:
+    """Check what a plan knows of an export."""
+    ExportGguf().estimate(ExportGgufConfig(**fields), facts_of(folder), PlanContext({}))
+
+
 def test_an_unknown_rule_is_refused_unless_its_name_is_stated(tmp_path: Path) -> None:
     parent = save_gguf_parent(tmp_path / "parent")
     split = {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": False}
     edit_tokenizer(parent.model, pre_tokenizer=split)
     with pytest.raises(RequirementError, match=r"a rule that has no known name .*'x\+'"):
-        export_gguf(parent, tmp_path / "a")
+        plan(parent.model)
+    with pytest.raises(RequirementError, match="a rule that has no known name"):
+        plan(pack_decoder(parent, tmp_path / "awq", gguf_scales=True).model)
     file, _ = export_gguf(parent, tmp_path / "b", pre_tokenizer="gpt-2")
     assert read_keys(file)["tokenizer.ggml.pre"] == "gpt-2"
 
@@ -296,4 +303,15 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     parent = save_gguf_parent(tmp_path / "parent")
     (parent.model / "tokenizer.json").unlink()
     with pytest.raises(RequirementError, match=r"has no tokenizer\.json"):
-        export_gguf(parent, tmp_path / "out")
+        plan(parent.model)
+
+
+def test_a_damaged_tokenizer_and_a_name_that_llamacpp_trips_over_are_refused(
+    tmp_path: Path,
+) -> None:
+    parent = save_gguf_parent(tmp_path / "parent")
+    with pytest.raises(RequirementError, match="looks up tokens of Phi-3"):
+        plan(parent.model, name="my-phi-3")
+    edit_tokenizer(parent.model, model={"type": "BPE"})
+    with pytest.raises(ModelError, match=r"tokenizer\.json: it is no tokenizer"):
+        plan(parent.model)
