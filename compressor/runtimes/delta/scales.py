@@ -62,6 +62,11 @@ def merge_refusal(config: Mapping[str, object], base: Path) -> UsageError | None
     Raises:
         ModelError: the config of the model cannot be read.
     """
+    if not (base / "config.json").is_file() or QUANTIZATION_CONFIG not in read_config(base):
+        return UsageError(
+            f"{base} has no packed weights, and only (IA)³ adapters are merged, into their scales",
+            remedy="name an `awq` artifact, or apply the package without --merge",
+        )
     kind = str(config.get("peft_type"))
     if kind == "LORA":
         return UsageError(
@@ -72,11 +77,6 @@ def merge_refusal(config: Mapping[str, object], base: Path) -> UsageError | None
         return UsageError(
             f"adapters of the kind {kind} cannot be merged exactly; (IA)³ can",
             remedy="apply it without --merge: the adapter stays beside its base",
-        )
-    if not (base / "config.json").is_file() or QUANTIZATION_CONFIG not in read_config(base):
-        return UsageError(
-            f"{base} has no packed weights whose scales could take an (IA)³ adapter",
-            remedy="name an `awq` artifact, or apply the package without --merge",
         )
     return None
 
