@@ -173,20 +173,21 @@ def test_a_store_without_write_permission_is_refused(toy_pipeline: Path, tmp_pat
 
 
 def test_an_artifact_with_a_flipped_bit_is_rebuilt(toy_pipeline: Path) -> None:
-    home = toy_pipeline.parent
-    finish(start(toy_pipeline, home / "store"))
-    intact = model_hashes(home / "store")
+    warm_up()
+    store = toy_pipeline.parent / "store"
+    words = ("run", toy_pipeline, "-o", store)
+    assert run_forked(*words).code == 0
+    intact = model_hashes(store)
     random_source = random.Random(0)
-    for path in sorted((home / "store").glob("*/model/*")):
+    for path in sorted(store.glob("*/model/*")):
         content = bytearray(path.read_bytes())
         position = random_source.randrange(len(content))
         content[position] ^= 1 << random_source.randrange(8)
         path.write_bytes(content)
-        process = start(toy_pipeline, home / "store")
-        _, stderr = process.communicate(timeout=120)
-        assert process.returncode == 0, stderr
-        assert "damaged" in stderr
-        assert model_hashes(home / "store") == intact
+        outcome = run_forked(*words)
+        assert outcome.code == 0, outcome.printed
+        assert "damaged" in outcome.printed
+        assert model_hashes(store) == intact
 
 
 def test_a_read_only_place_is_refused_with_a_remedy(toy_pipeline: Path) -> None:
