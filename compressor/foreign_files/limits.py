@@ -44,6 +44,8 @@ DOCUMENT = FileKind(
 LINE = FileKind("lines of JSON", 16 * MEBIBYTE, "split the record")
 PICTURE = FileKind("pictures", 256 * MEBIBYTE, "scale it down")
 AUDIO = FileKind("recordings", 64 * MEBIBYTE, "cut it, or reduce its sampling rate")
+FLATBUFFER = FileKind("flatbuffers (.ort, .mnn)", 4096 * MEBIBYTE)
+"""Their offsets have 32 bits."""
 GRAPH = FileKind(
     "ONNX graphs", 2048 * MEBIBYTE, "save the weights as external data beside the graph"
 )

@@ -30,8 +30,11 @@ def write_weights(file: Path, tensors: Mapping[str, Any] | None = None) -> Path:
     return file
 
 
+_Q4_K_BYTES = 4 * 144
+
+
 def gguf_header() -> bytes:
-    """Return the header of a GGUF file with a name, a context length and two tensors."""
+    """Return a GGUF file with a name, a context length and two tensors of zeros."""
     metadata = [
         _text("general.architecture") + _typed(8, _text("llama")),
         _text("general.name") + _typed(8, _text("Tiny Llama")),
@@ -42,10 +45,11 @@ def gguf_header() -> bytes:
     ]
     tensors = [
         _text("blk.0.attn_q.weight") + struct.pack("<IQQIQ", 2, 256, 4, 12, 0),
-        _text("output_norm.weight") + struct.pack("<IQIQ", 1, 256, 0, 0),
+        _text("output_norm.weight") + struct.pack("<IQIQ", 1, 256, 0, _Q4_K_BYTES),
     ]
     start = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
-    return start + b"".join(metadata) + b"".join(tensors)
+    header = start + b"".join(metadata) + b"".join(tensors)
+    return header + bytes(-len(header) % 32 + _Q4_K_BYTES + 256 * 4)
 
 
 def _text(value: str) -> bytes:

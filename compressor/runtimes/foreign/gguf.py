@@ -17,6 +17,7 @@ from compressor.runtimes.foreign.contract import (
     ForeignKind,
     first_bytes,
 )
+from compressor.runtimes.foreign.gguf_layout import TensorPlace, check_places
 from compressor.runtimes.tensor_listing import ListedTensor
 
 _MAGIC = b"GGUF"
@@ -98,10 +99,10 @@ class GgufFile(ForeignKind):
         """Return name, architecture, context length and tensors from the header."""
         try:
             with open_file(path, ModelError) as file:
-                version, metadata, tensors = _read_header(file)
+                version, metadata, tensors = _read_header(file, path.stat().st_size)
         except (struct.error, UnicodeDecodeError, ValueError) as error:
             raise ModelError(
-                f"{path}: its GGUF header is truncated or damaged ({error})",
+                f"{path}: it is truncated, or its GGUF header is damaged ({error})",
                 remedy="copy or download it again",
             ) from error
         architecture = metadata.get("general.architecture")
@@ -117,8 +118,8 @@ class GgufFile(ForeignKind):
         return Description(tuple(rows), tuple(tensors))
 
 
-def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[ListedTensor]]:
-    """Return version, metadata without arrays, and tensors."""
+def _read_header(file: BinaryIO, size_bytes: int) -> tuple[int, dict[str, Any], list[ListedTensor]]:
+    """Return version, metadata without arrays, and tensors, whose data the file has."""
     file.seek(4)
     version = _scalar(file, "I")
     if version not in _VERSIONS:
@@ -130,20 +131,30 @@ def _read_header(file: BinaryIO) -> tuple[int, dict[str, Any], list[ListedTensor
         value = _value(file, _scalar(file, "I"))
         if value is not None:
             metadata[key] = value[:_LONGEST_SHOWN] if isinstance(value, str) else value
-    return version, metadata, [_tensor(file) for _ in range(tensor_count)]
+    entries = [_tensor(file) for _ in range(tensor_count)]
+    check_places(
+        [
+            TensorPlace(tensor.name, tensor.dtype, tensor.values, (1, *tensor.shape)[-1], offset)
+            for tensor, offset in entries
+        ],
+        file.tell(),
+        metadata.get("general.alignment"),
+        size_bytes,
+    )
+    return version, metadata, [tensor for tensor, _ in entries]
 
 
-def _tensor(file: BinaryIO) -> ListedTensor:
+def _tensor(file: BinaryIO) -> tuple[ListedTensor, int]:
+    """Return a tensor, and the offset of its data."""
     name = _string(file, _LONGEST_NAME)
     rank = _scalar(file, "I")
     if rank > 8:
         raise ValueError(f"tensor {name} has {rank} dimensions")
     shape = [_scalar(file, "Q") for _ in range(rank)]
     type_number = _scalar(file, "I")
-    file.seek(8, 1)  # offset of the data
-    return ListedTensor(
-        name, _TENSOR_TYPES.get(type_number, f"type {type_number}"), tuple(reversed(shape))
-    )
+    offset = _scalar(file, "Q")
+    dtype = _TENSOR_TYPES.get(type_number, f"type {type_number}")
+    return ListedTensor(name, dtype, tuple(reversed(shape))), offset
 
 
 def _value(file: BinaryIO, kind: int, depth: int = 0) -> Any:

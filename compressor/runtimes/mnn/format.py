@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.errors import ModelError
+from compressor.foreign_files.limits import FLATBUFFER
+from compressor.foreign_files.opening import check_file
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import Cost, Format, SampleShapes
 from compressor.runtimes.onnxruntime.format import Onnx
@@ -40,7 +42,12 @@ class Mnn(Format):
         return (folder / _MODEL).is_file() and (folder / "model.onnx").is_file()
 
     def files(self, path: Path) -> Mapping[str, Path]:
-        """Return the file, and the files of the graph."""
+        """Return the file, and the files of the graph.
+
+        Raises:
+            ModelError: as ``Onnx.files``, or the file is larger than one of MNN can be.
+        """
+        check_file(path / _MODEL, ModelError, FLATBUFFER)
         return {**_GRAPH.files(path), _MODEL: path / _MODEL}
 
     def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from compressor.errors import ModelError
+from compressor.foreign_files.limits import FLATBUFFER
+from compressor.foreign_files.opening import check_file
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import Cost, SampleShapes
 from compressor.runtimes.onnxruntime.format import Onnx
@@ -43,10 +45,12 @@ class Ort(Onnx):
         """Return the files of the graph, the ``.ort`` files and the list of operators.
 
         Raises:
-            ModelError: as ``Onnx.files``.
+            ModelError: as ``Onnx.files``, or a ``.ort`` file is larger than one can be.
         """
         listed = path / _OPERATORS
         own = [*sorted(path.glob("*.ort")), *([listed] if listed.is_file() else [])]
+        for file in own:
+            check_file(file, ModelError, FLATBUFFER)
         return {**super().files(path), **{file.name: file for file in own}}
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
