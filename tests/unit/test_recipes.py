@@ -21,9 +21,11 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.support.cli import cli
 from tests.support.stand_ins import STAND_INS
 
 ROOT = Path(__file__).parents[2]
@@ -65,24 +67,31 @@ def install(folder: Path) -> None:
 
 def run_commands(page: Path, folder: Path) -> dict[str, str]:
     """Run the tested lines of a page and return their outputs; the first failure ends the test."""
-    search_path = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
     outputs = {}
     for block in TESTED_BLOCK.findall(page.read_text()):
         for line in block.replace("\\\n", " ").splitlines():
             program, *arguments = [expand(word, folder) for word in shlex.split(line)]
-            start = {"python": [sys.executable], "autoglm-compress": [sys.executable, "-m", "cli"]}
-            done = subprocess.run(
-                [*start[program], *arguments],
-                cwd=folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            done = run_program(program, arguments, folder)
             assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
             outputs[line] = done.stdout
     return outputs
+
+
+def run_program(program: str, arguments: list[str], folder: Path) -> CompletedProcess[str]:
+    """Run a command in a folder, whose package, if there is one, is on PYTHONPATH."""
+    if program == "autoglm-compress" and not (folder / "pyproject.toml").is_file():
+        return cli(*arguments, cwd=folder)
+    start = {"python": [sys.executable], "autoglm-compress": [sys.executable, "-m", "cli"]}
+    search_path = [str(folder), str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
+    return subprocess.run(
+        [*start[program], *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def expand(word: str, folder: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from compressor.engine.plan.starter import starters
 from tests.support.cli import cli
@@ -15,9 +16,9 @@ from tests.support.example_files import write_stand_in
 from tests.support.own_modules import write_own_files
 from tests.support.tiny_files import draw_pictures, tiny_network
 
+ROOT = Path(__file__).parents[2]
 Edit = tuple[str, str]
 """A pattern in the pipeline, and what a user with a small model and few samples puts there."""
-SHORT = ("sequence_length: [0-9]+", "sequence_length: 16")
 _WRITE_WEIGHTS = """\
 from safetensors.torch import save_file
 from my_model import build
@@ -50,20 +51,6 @@ def own_module(folder: Path) -> list[Edit]:
     ]
 
 
-def encoder(folder: Path) -> list[Edit]:
-    write_stand_in("minilm", folder, samples=300)
-    (folder / "model").rename(folder / "checkpoint")
-    for split in ("calibration", "test"):
-        (folder / "pairs" / f"{split}.jsonl").rename(folder / f"{split}.jsonl")
-    return [SHORT]
-
-
-def language_model(folder: Path) -> list[Edit]:
-    write_stand_in("smollm2", folder, samples=4)
-    (folder / "model").rename(folder / "checkpoint")
-    return [SHORT, ("max_ratio: 1.1", "max_ratio: 1.5")]
-
-
 def vision_language_model(folder: Path) -> list[Edit]:
     write_stand_in("glm4v", folder, samples=32)
     (folder / "model").rename(folder / "checkpoint")
@@ -94,17 +81,33 @@ def onnx_integers(folder: Path) -> list[Edit]:
 FILL: dict[str, Callable[[Path], list[Edit]]] = {
     "images": own_images,
     "module": own_module,
-    "encoder-int8": encoder,
-    "llm-int4": language_model,
     "vlm-int4": vision_language_model,
     "onnx-engine": onnx_file,
     "onnx-int8": onnx_integers,
 }
 
+RECIPES = {"encoder-int8": "encoder-int8-onnxruntime.md", "llm-int4": "llm-int4-onnx.md"}
+"""Starters that are the pipelines of recipes, which ``test_recipes.py`` follows."""
+
 
 def test_every_starter_is_tried() -> None:
     # The phone starter needs no files; `make demo` runs a longer form of it.
-    assert {*FILL, "phone"} == set(starters())
+    assert {*FILL, *RECIPES, "phone"} == set(starters())
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_starter_is_the_pipeline_of_a_recipe_which_is_run(tmp_path: Path, name: str) -> None:
+    assert cli("init", tmp_path, "--starter", name).returncode == 0
+    started = yaml.safe_load((tmp_path / "pipeline.yaml").read_text())
+    page = (ROOT / "docs" / "recipes" / RECIPES[name]).read_text()
+    block = re.search(r'title="pipeline.yaml"\n(.*?)```', page, re.DOTALL)
+    assert block
+    recipe = yaml.safe_load(block[1])
+    for section in ("model", "evaluate", "passes", "gates"):
+        assert started[section] == recipe[section]
+    assert {name: data["source"] for name, data in started["data"].items()} == {
+        name: data["source"] for name, data in recipe["data"].items()
+    }
 
 
 @pytest.mark.parametrize("name", FILL)
