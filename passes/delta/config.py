@@ -10,6 +10,9 @@ from compressor.config.record import StepName
 from compressor.engine.contract import PassConfig
 from compressor.runtimes.delta.manifest import parse_moment
 
+ADAPTER = "adapter"
+"""Format of low-rank adapters."""
+
 
 class DeltaConfig(PassConfig):
     """Fields of a ``delta`` step."""

@@ -34,9 +34,8 @@ from compressor.runtimes.delta.package import FILE, read_package, write_package
 from compressor.runtimes.delta.patch import encode_file
 from compressor.runtimes.delta.scales import ADAPTER_CONFIG, merge_into_scales, merge_refusal
 from compressor.runtimes.delta.tensors import encode_tensor
-from passes.delta.config import DeltaConfig
+from passes.delta.config import ADAPTER, DeltaConfig
 from passes.delta.sources import Source
-from passes.delta.step import ADAPTER
 from passes.delta.updates import relative_errors, scale_axis
 
 _ENCODINGS: tuple[Encoding, ...] = ("int8", "float16", "exact")

@@ -14,8 +14,7 @@ from compressor.runtimes.delta.build import WEIGHTS
 from compressor.runtimes.delta.identity import Base, open_base
 from compressor.runtimes.delta.scales import ADAPTER_CONFIG
 from compressor.runtimes.formats import StoredModel
-from passes.delta.config import DeltaConfig
-from passes.delta.step import ADAPTER
+from passes.delta.config import ADAPTER, DeltaConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,8 @@ from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
-from passes.delta.config import DeltaConfig
+from passes.delta.config import ADAPTER, DeltaConfig
 
-ADAPTER = "adapter"
-"""Name of the format of adapters."""
 _MEMORY_BYTES = 600_000_000
 
 
