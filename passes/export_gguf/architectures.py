@@ -168,6 +168,11 @@ def architecture_problem(tree: Mapping[str, Any]) -> str | None:
     if row is None:
         names = ", ".join(name for row in ARCHITECTURES.values() for name in row.classes)
         label = ", ".join(tree.get("architectures") or ()) or str(tree.get("model_type"))
+        if tree.get("vision_config"):
+            return (
+                f"{label} takes images, and llama.cpp reads a vision tower from a second file "
+                f"(mmproj), which is not written; supported: {names}"
+            )
         return f"{label} has no row in the table of GGUF architectures; supported: {names}"
     fields = fields_with_defaults(tree)
     limits = [*_limits(row, fields), *row.further_limits(fields)]

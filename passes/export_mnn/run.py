@@ -6,7 +6,6 @@ from pathlib import Path
 
 from onnxscript import ir
 
-from compressor.artifacts.causes import describe_ending, failed_child
 from compressor.artifacts.files import copy_file
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError, PassError
@@ -16,13 +15,13 @@ from compressor.graphs.saving import save_model
 from compressor.runtimes.formats import format_named, open_session
 from passes.common.converted_parity import beyond, parity_batches
 from passes.common.graph_comparison import OutputDifference, compare_runs
+from passes.common.graph_conversion import describe_failure
 from passes.common.reproducible_child import run_module
 from passes.export_mnn.config import ExportMnnConfig
 
 _FILE, _WORKING = "model.mnn", "rewritten.onnx"
 _OPTIONS = {"float32": (), "float16": ("--fp16",), "int8": ("--weightQuantBits", "8")}
 _LIMITS = {"float32": 1e-3, "float16": 0.01, "int8": 0.1}
-_TAIL_LINES = 8
 
 
 def export_mnn(
@@ -66,13 +65,8 @@ def _convert(config: ExportMnnConfig, graph: ir.Model, out: Path) -> None:
     (out / _WORKING).unlink()
     if process.returncode == 0 and (out / _FILE).is_file():
         return
-    lines = [line for line in (process.stdout + process.stderr).splitlines() if line.strip()]
-    tail = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
-    subject = "the process that converts the graph"
-    if (cause := failed_child(process.returncode, subject, tail, out)) is not None:
-        raise cause
     raise PassError(
-        f"MNN's converter wrote no file and {describe_ending(process.returncode)}:\n{tail}",
+        f"MNN's converter wrote no file and {describe_failure(process, out)}",
         remedy="MNN lacks an operator of the graph; `export-ort` makes a file for phones too",
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
@@ -19,12 +18,11 @@ from compressor.engine.contract import (
 from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
 from compressor.models.graph_contents import GraphContents
+from passes.common.graph_conversion import conversion_estimate
 from passes.export_mnn.config import ExportMnnConfig
 
 _SIZE = {"float32": 1.0, "float16": 0.5, "int8": 0.28}
 """Size of the file in parts of the graph's, where most weights belong to products."""
-_BASE_MEMORY_BYTES = 400_000_000
-_WEIGHT_COPIES = 4
 _MAX_BYTES = 1_900_000_000
 _FOR_TEXT = "`export-gguf` and `export-onnx` make files of language models that phones run"
 
@@ -67,16 +65,7 @@ class ExportMnn(Pass[ExportMnnConfig]):
             raise _foreign("operators of ONNX Runtime's own")
         if parent.graph_contents is not None:
             _check(parent.graph_contents())
-        size = parent.size_bytes
-        if size is None:
-            return Estimate(parent)
-        written = int(_SIZE[config.weights] * size)
-        return Estimate(
-            replace(parent, size_bytes=written),
-            None,
-            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * size,
-            size + written,
-        )
+        return conversion_estimate(parent, _SIZE[config.weights])
 
     def requires(self, config: ExportMnnConfig, parent: Artifact, context: PassContext) -> None:
         """Check that MNN's converter reads such a graph.

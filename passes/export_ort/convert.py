@@ -9,8 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from compressor.artifacts.causes import describe_ending, failed_child
 from compressor.errors import PassError
+from passes.common.graph_conversion import describe_failure
 from passes.common.reproducible_child import run_module
 from passes.export_ort.config import ExportOrtConfig
 
@@ -22,7 +22,6 @@ _WRITTEN = "ort"
 _PLATFORMS = {"arm64": "arm", "amd64": "amd64"}
 _STYLES = {"applied": "Fixed", "saved": "Runtime"}
 _SAVED_SUFFIX = ".with_runtime_opt"
-_TAIL_LINES = 5
 
 
 def convert_graphs(config: ExportOrtConfig, folder: Path) -> dict[str, Path]:
@@ -54,18 +53,12 @@ def _run_converter(config: ExportOrtConfig, folder: Path) -> None:
         "--enable_type_reduction",
     ]
     process = run_module(_CONVERTER, arguments, folder)
-    if process.returncode == 0:
-        return
-    lines = [line for line in process.stderr.splitlines() if line.strip()]
-    tail = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
-    subject = "the process that converts the graph"
-    if (cause := failed_child(process.returncode, subject, tail, folder)) is not None:
-        raise cause
-    raise PassError(
-        f"ONNX Runtime's converter {describe_ending(process.returncode)}:\n{tail}",
-        remedy="`autoglm-compress lint` and `show` describe the graph; export it again if ONNX "
-        "Runtime does not open it",
-    )
+    if process.returncode:
+        raise PassError(
+            f"ONNX Runtime's converter {describe_failure(process, folder)}",
+            remedy="`autoglm-compress lint` and `show` describe the graph; export it again if ONNX "
+            "Runtime does not open it",
+        )
 
 
 def _suffix(config: ExportOrtConfig) -> str:

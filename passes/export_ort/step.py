@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,15 +16,13 @@ from compressor.engine.contract import (
 )
 from compressor.errors import RequirementError
 from compressor.models.facts import ModelFacts
+from passes.common.graph_conversion import conversion_estimate
 from passes.export_ort.config import ExportOrtConfig
 
 _MAX_BYTES = 2**31 - 1
 """Largest flatbuffer."""
 _LARGER = 1.1
 """Size of a ``.ort`` file in parts of its graph's, measured on an INT4 decoder."""
-_BASE_MEMORY_BYTES = 400_000_000
-_WEIGHT_COPIES = 4
-"""The graph's, its optimized form's, the flatbuffer's and the runtime's packed weights."""
 
 
 class ExportOrt(Pass[ExportOrtConfig]):
@@ -57,17 +54,9 @@ class ExportOrt(Pass[ExportOrtConfig]):
         Raises:
             RequirementError: the graph is larger than the format can hold.
         """
-        size = parent.size_bytes
-        if size is None:
-            return Estimate(parent)
-        _check_size(size)
-        written = int(_LARGER * size)
-        return Estimate(
-            replace(parent, size_bytes=written),
-            None,
-            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * size,
-            size + written,
-        )
+        if parent.size_bytes is not None:
+            _check_size(parent.size_bytes)
+        return conversion_estimate(parent, _LARGER)
 
     def requires(self, config: ExportOrtConfig, parent: Artifact, context: PassContext) -> None:
         """Check that the format can hold each graph.

@@ -17,6 +17,7 @@ from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.runtimes.formats import recognize
 from passes.awq.config import AwqConfig
 from passes.awq.step import Awq
+from passes.export_gguf.architectures import architecture_problem
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.step import ExportGguf
 from tests.support.decoders import pack_decoder
@@ -274,12 +275,16 @@ def test_a_plan_refuses_what_llamacpp_does_not_compute(
         ExportGguf().estimate(ExportGgufConfig(), facts, PlanContext({}))
 
 
-def test_a_model_without_a_row_is_refused_with_the_table(tmp_path: Path) -> None:
+def test_models_without_a_row_are_refused_with_the_table(tmp_path: Path) -> None:
     from tests.support.decoders import save_decoder
 
-    facts = facts_of(save_decoder(tmp_path / "parent", "tiny-glm4v").model)
-    with pytest.raises(RequirementError, match=r"has no row .* supported: LlamaForCausalLM, Mis"):
-        ExportGguf().estimate(ExportGgufConfig(), facts, PlanContext({}))
+    folder = save_decoder(tmp_path / "parent", "tiny-glm4v").model
+    with pytest.raises(RequirementError, match=r"a second file \(mmproj\).*: LlamaForCausalLM"):
+        plan(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["architectures"] = ["LlavaForConditionalGeneration"]
+    del config["vision_config"]
+    assert "has no row" in str(architecture_problem(config))
 
 
 def plan(folder: Path, **fields: Any) -> None:
