@@ -18,6 +18,7 @@ from passes.common.graph_comparison import OutputDifference, compare_runs
 from passes.common.graph_conversion import describe_failure
 from passes.common.reproducible_child import run_module
 from passes.export_mnn.config import ExportMnnConfig
+from passes.export_mnn.identity import with_content_uuid
 
 _FILE, _WORKING = "model.mnn", "rewritten.onnx"
 _OPTIONS = {"float32": (), "float16": ("--fp16",), "int8": ("--weightQuantBits", "8")}
@@ -57,13 +58,15 @@ def _convert(config: ExportMnnConfig, graph: ir.Model, out: Path) -> None:
     """Write the MNN file.
 
     Raises:
-        PassError: the converter failed, or wrote nothing, which it reports as a success.
+        PassError: the converter failed, or wrote nothing, which it reports as a success; or its
+            file has no identifier.
     """
     save_model(graph, out, external=False, name=_WORKING)
     arguments = [_WORKING, _FILE, *_OPTIONS[config.weights]]
     process = run_module("passes.export_mnn.converter", arguments, out)
     (out / _WORKING).unlink()
     if process.returncode == 0 and (out / _FILE).is_file():
+        (out / _FILE).write_bytes(with_content_uuid((out / _FILE).read_bytes()))
         return
     raise PassError(
         f"MNN's converter wrote no file and {describe_failure(process, out)}",

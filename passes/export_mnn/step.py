@@ -37,7 +37,7 @@ class ExportMnn(Pass[ExportMnnConfig]):
     """
 
     name = "export-mnn"
-    version = 1
+    version = 2
     accepts = frozenset({"onnx"})
     produces = "mnn"
     Config = ExportMnnConfig

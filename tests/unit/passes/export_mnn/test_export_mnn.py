@@ -23,6 +23,7 @@ from compressor.runtimes.formats import format_named, recognize
 from passes.export_mnn import run
 from passes.export_mnn import step as step_module
 from passes.export_mnn.config import ExportMnnConfig
+from passes.export_mnn.identity import with_content_uuid
 from passes.export_mnn.step import ExportMnn
 from tests.support.engines import Arrays, node
 from tests.support.foreign_graphs import DRAW, IMAGES, Optimized, graph, residual_network, weight
@@ -138,6 +139,22 @@ def test_quantized_graphs_are_refused_by_the_plan(tmp_path):
     facts = format_named("onnx").facts(optimized.out)
     with pytest.raises(RequirementError, match="is quantized"):
         ExportMnn().estimate(ExportMnnConfig(), facts, None)
+
+
+def test_equal_graphs_give_equal_bytes(tmp_path):
+    contents, model = [], residual_network()
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        _, out = export(model, tmp_path / name, {"image": IMAGES})
+        contents.append((out / "model.mnn").read_bytes())
+    assert contents[0] == contents[1]
+    assert with_content_uuid(contents[0]) == contents[0]
+
+
+@pytest.mark.parametrize("content", [b"", bytes(64), b"\xff" * 64])
+def test_a_file_without_an_identifier_is_refused(content):
+    with pytest.raises(PassError, match="no identifier"):
+        with_content_uuid(content)
 
 
 def test_a_truncated_file_is_one_error(tmp_path):
