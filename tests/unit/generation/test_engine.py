@@ -1,5 +1,6 @@
 """Tests of continuous batching: answers that join, share prefixes, are cancelled and preempted."""
 
+import threading
 import time
 
 import numpy as np
@@ -12,7 +13,14 @@ from compressor.generation.requests import FinishReason, GenerationRequest, Samp
 from compressor.generation.row_table import Prefix, RowTable
 from compressor.runtimes.formats import recognize
 from compressor.runtimes.rows import RowOptions
-from tests.support.chat_models import WAIT_SECONDS, answer_to, begin, opened, prompt_of
+from tests.support.chat_models import (
+    WAIT_SECONDS,
+    Collected,
+    answer_to,
+    begin,
+    opened,
+    prompt_of,
+)
 from tests.support.decoders import export_decoder, pack_decoder, save_decoder
 from tests.support.processors import write_processor
 
@@ -366,15 +374,26 @@ def test_usage_counts_the_guesses_of_the_last_step(bed):
 
 
 def test_an_error_between_two_calls_fails_the_answers_that_run_and_no_later_one(bed, monkeypatch):
+    submitted = threading.Event()
+
+    class Held(Collected):
+        """An answer whose third event is received when another request is there."""
+
+        def __call__(self, event):
+            super().__call__(event)
+            if len(self.events) == 3:
+                submitted.wait(30)
+
+    def no_memory(*_):
+        raise MemoryError("no memory for a copy")
+
     with opened(bed["onnx"], rows=2) as model:
+        monkeypatch.setattr("tests.support.chat_models.Collected", Held)
         running = begin(model, PROMPTS[3], 100)
         wait_for(lambda: len(running.events) > 2)
-
-        def no_memory(*_):
-            raise MemoryError("no memory for a copy")
-
         monkeypatch.setattr(model._decoder, "copy", no_memory)
         begin(model, [*PROMPTS[3][:-1], 9])
+        submitted.set()
         assert "no memory for a copy" in str(running.wait().failure.error)
         monkeypatch.undo()
         assert answer_to(model, PROMPTS[0]).text

@@ -5,6 +5,7 @@ not, so its packages are imported without their ``__init__``.
 """
 
 import importlib
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -22,17 +23,15 @@ GROUP, INPUTS, OUTPUTS = 64, 192, 32
 
 @pytest.fixture
 def gemm(monkeypatch):
-    spec = importlib.util.find_spec("awq")
-    if (
-        spec is None
-        or not spec.submodule_search_locations
-        or importlib.util.find_spec("accelerate") is None
-    ):
-        pytest.skip("autoawq and accelerate are not installed")
-    root = spec.submodule_search_locations[0]
+    try:
+        root = importlib.metadata.distribution("autoawq").locate_file("awq")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("autoawq is not installed")
+    if importlib.util.find_spec("accelerate") is None:
+        pytest.skip("accelerate is not installed")
     for name in ("awq", "awq.utils", "awq.modules", "awq.modules.linear"):
         module = types.ModuleType(name)
-        module.__path__ = [root + name.removeprefix("awq").replace(".", "/")]
+        module.__path__ = [str(root) + name.removeprefix("awq").replace(".", "/")]
         monkeypatch.setitem(sys.modules, name, module)
     return importlib.import_module("awq.modules.linear.gemm")
 
