@@ -10,7 +10,8 @@ from typing import IO
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.fingerprint import digest_file
-from compressor.errors import StorageError
+from compressor.errors import ModelError, NumericalError, StorageError
+from compressor.models.checkpoint.finite import check_files_finite
 from compressor.runtimes.delta.manifest import FileRecord, ResultIdentity
 from compressor.runtimes.delta.package import Package, digest_of_files, refused
 from compressor.runtimes.delta.patch import decode_block
@@ -55,10 +56,10 @@ def write_files(package: Package, base_files: Mapping[str, Path], out: Path) -> 
 
 
 def check_result(result: ResultIdentity, folder: Path, file: Path) -> None:
-    """Compare a folder with the announced result.
+    """Compare a folder with the announced result, and check that its tensors are finite.
 
     Raises:
-        DamagedArtifactError: it is another.
+        DamagedArtifactError: it is another, or it holds NaN, infinity or damaged safetensors files.
     """
     actual = result_of(folder, result.format)
     if actual != result:
@@ -67,6 +68,10 @@ def check_result(result: ResultIdentity, folder: Path, file: Path) -> None:
             f"it ends in {actual.digest[:12]}… of {actual.bytes} bytes, and announces "
             f"{result.digest[:12]}… of {result.bytes}",
         )
+    try:
+        check_files_finite(folder, sorted(folder.rglob("*.safetensors")))
+    except (ModelError, NumericalError) as error:
+        raise refused(file, error.what) from error
 
 
 def result_of(folder: Path, format_name: str) -> ResultIdentity:

@@ -8,11 +8,13 @@ import zlib
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import zstandard
 
 from compressor.artifacts.fingerprint import canonical_json
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.runtimes.delta.apply import apply_package
+from compressor.runtimes.delta.build import result_of
 from compressor.runtimes.delta.package import read_package
 from compressor.runtimes.delta.signatures import sign_package
 from tests.support.deltas import application, float_base, make_package, write_keys, written_adapter
@@ -148,6 +150,29 @@ def test_values_that_are_not_finite_are_refused(home, tmp_path):
         plain[: value.nbytes] = value.tobytes()
         what = refusal(forged(tmp_path, manifest, bytes(plain), zlib=False), home, tmp_path)
         assert "not finite" in what
+
+
+def test_files_with_nan_are_refused_though_their_digests_fit(home, tmp_path):
+    manifest, _ = parts(home / "exact.aglmdelta")
+    folder = tmp_path / "result"
+    folder.mkdir()
+    weights = {"base_model.model.x.lora_A.weight": np.full((2, 2), np.nan, np.float32)}
+    safetensors.numpy.save_file(weights, folder / "adapter_model.safetensors")
+    content = (folder / "adapter_model.safetensors").read_bytes()
+    frame = zstandard.ZstdCompressor().compress(content)
+    block = {"bytes": len(content), "stored": len(frame), "start": 0, "prefix": 0}
+    manifest["files"] = [
+        {
+            "name": "adapter_model.safetensors",
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "base": None,
+            "blocks": [block],
+        }
+    ]
+    manifest["result"] = result_of(folder, "adapter").model_dump(mode="json")
+    what = refusal(forged(tmp_path, manifest, frame, unpacked=len(frame)), home, tmp_path)
+    assert "NaN or infinity" in what
 
 
 def test_another_digest_than_the_announced_one_is_refused(home, tmp_path):
