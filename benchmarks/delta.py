@@ -80,14 +80,38 @@ def measure(home: Path, title: str, tensors: dict[str, np.ndarray], kind: str) -
         )
 
 
+def measure_patch(home: Path) -> None:
+    """Print size and times of a patch: one of 14 matrices changed, and one is new before them."""
+    old, new = float_base(home / "old" / "model"), float_base(home / "new" / "model")
+    random = np.random.default_rng(0)
+    weights = safetensors.numpy.load_file(old / "model.safetensors")
+    for index in range(14):
+        weights[f"x.{index}"] = random.normal(size=(4096, 1024)).astype(np.float16)
+    safetensors.numpy.save_file(weights, old / "model.safetensors", metadata={"format": "pt"})
+    weights["x.7"] = weights["x.7"] + np.float16(1)
+    weights["a"] = random.normal(size=(1024, 1024)).astype(np.float16)
+    safetensors.numpy.save_file(weights, new / "model.safetensors", metadata={"format": "pt"})
+    started = time.perf_counter()
+    file, output = make_package(new, old, home / "patch", "torch")
+    packed = time.perf_counter()
+    apply_package(Application(file, old, home / "patch" / "out", None, False, False, now()))
+    applied = time.perf_counter()
+    print(
+        f"patch of {output.summary['model_bytes'] / 1e6:.0f} MB: "
+        f"{file.stat().st_size / 1e6:.2f} MB, "
+        f"packed in {packed - started:.0f} s, applied in {applied - packed:.1f} s"
+    )
+
+
 def main() -> None:
-    """Measure LoRA of rank 8 and 16, and (IA)³."""
+    """Measure LoRA of rank 8 and 16, (IA)³, and a patch between two models."""
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         float_base(home / "base")
         for rank in (8, 16):
             measure(home, f"LoRA r {rank} on q and v", lora_tensors(rank), "LORA")
         measure(home, "(IA)³ on k, v and down", ia3_tensors(), "IA3")
+        measure_patch(home)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def write_files(manifest, payload, base, out):
             words = zstandard.ZstdCompressionDict(prefix, dict_type=kind) if prefix else None
             frame = payload[start : start + block["stored"]]
             parts.append(
-                zstandard.ZstdDecompressor(words, max_window_size=1 << 27).decompress(frame)
+                zstandard.ZstdDecompressor(words, max_window_size=1 << 26).decompress(frame)
             )
             start += block["stored"]
         (out / file["name"]).parent.mkdir(parents=True, exist_ok=True)

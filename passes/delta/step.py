@@ -13,7 +13,7 @@ from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
 from passes.delta.config import ADAPTER, DeltaConfig
 
-_MEMORY_BYTES = 600_000_000
+_MEMORY_BYTES = 900_000_000
 
 
 class Delta(Pass[DeltaConfig]):

@@ -18,9 +18,9 @@ from pydantic import Field, model_validator
 from compressor.config.record import Record
 
 VERSION = 1
-BLOCK_BYTES = 32 << 20
+BLOCK_BYTES = 16 << 20
 """Bytes of a file that one block holds; the last one may be shorter."""
-PREFIX_BYTES = 64 << 20
+PREFIX_BYTES = 48 << 20
 """Largest part of a file of the base that a block refers to."""
 MARGIN_BYTES = (PREFIX_BYTES - BLOCK_BYTES) // 2
 """Bytes of the base before and after a block's own place that it may refer to."""

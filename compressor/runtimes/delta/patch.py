@@ -1,6 +1,6 @@
 """Files of a new model as differences from those of the base: zstd frames with a prefix.
 
-Each block of 32 MiB is one frame. Its prefix (``zstd --patch-from``) is the part of the base's file
+Each block of 16 MiB is one frame. Its prefix (``zstd --patch-from``) is the part of the base's file
 around the block's own place, so memory is bounded however large the files are.
 """
 
@@ -22,8 +22,11 @@ from compressor.runtimes.delta.manifest import (
 )
 
 _LEVEL = 10
-_WINDOW_LOG = 27
-"""2²⁷ bytes: a block and its prefix."""
+_WINDOW_LOG = 26
+"""2²⁶ bytes: a block and its prefix."""
+_SMALLEST_LOG = 12
+_CLEAR_GAIN = 4
+"""A patch that is smaller than the block by this factor is not compared with the block alone."""
 _SHORTEST_HELP = 64
 """Smallest prefix worth a reference."""
 
@@ -103,22 +106,27 @@ def require_zstandard() -> Any:
 
 def _smallest(content: bytes, prefix: bytes) -> tuple[bytes, int]:
     """Return the smallest frame of a block, and the bytes of the prefix that it needs."""
-    alone = _compressed(content, b"")
     if len(prefix) < _SHORTEST_HELP:
-        return alone, 0
+        return _compressed(content, b""), 0
     patch = _compressed(content, prefix)
+    if _CLEAR_GAIN * len(patch) < len(content):
+        return patch, len(prefix)
+    alone = _compressed(content, b"")
     return (patch, len(prefix)) if len(patch) < len(alone) else (alone, 0)
 
 
 def _compressed(content: bytes, prefix: bytes) -> bytes:
     zstandard = require_zstandard()
+    # A table with an entry for every position: a smaller one forgets most of a large prefix, and
+    # long-distance matching does not see prefixes that are given as dictionaries.
+    table = {"hash_log": (len(prefix) + len(content) - 1).bit_length()} if prefix else {}
     parameters = zstandard.ZstdCompressionParameters.from_level(
         _LEVEL,
         source_size=len(content),
         dict_size=len(prefix),
         window_log=_WINDOW_LOG,
-        enable_ldm=True,
         write_content_size=True,
+        **{name: max(_SMALLEST_LOG, log) for name, log in table.items()},
     )
     compressor = zstandard.ZstdCompressor(
         compression_params=parameters, dict_data=_prefix_dictionary(prefix)
