@@ -24,6 +24,8 @@ from compressor.data.contract import (
 from compressor.errors import DataError
 
 _LABEL = "label"
+_NUMBERS = "biuf"
+"""NumPy's letters for truth values, integers and floats."""
 
 
 class ArraysConfig(SourceConfig):
@@ -143,7 +145,7 @@ def _inputs(config: ArraysConfig, arrays: dict[str, StoredArray]) -> dict[str, s
 
 
 def _name_problems(config: ArraysConfig, arrays: dict[str, StoredArray]) -> list[str]:
-    """Return arrays that are named and not there, and labels that are no integers."""
+    """Return arrays that are named and not there, inputs that are no numbers, and wrong labels."""
     wanted = list((config.inputs or {}).values())
     if config.label != _LABEL:
         wanted.append(config.label)
@@ -152,12 +154,18 @@ def _name_problems(config: ArraysConfig, arrays: dict[str, StoredArray]) -> list
         for name in wanted
         if name not in arrays
     ]
+    problems += [
+        f"{config.path}: {name!r} holds {arrays[name].dtype}, not numbers"
+        + ("" if config.inputs else "; `inputs` names the arrays that are read")
+        for name in _inputs(config, arrays).values()
+        if name in arrays and arrays[name].kind not in _NUMBERS
+    ]
     label = arrays.get(config.label)
-    if label is not None and np.dtype(label.dtype).kind not in "iu":
+    if label is not None and label.kind not in "iu":
         problems.append(
             f"{config.path}: the labels {config.label!r} are {label.dtype}, not integers"
         )
-    if label is not None and np.dtype(label.dtype).kind == "i":
+    if label is not None and label.kind == "i":
         values = read_array(label)
         if values.size and values.min() < 0:
             problems.append(

@@ -54,6 +54,14 @@ class StoredArray:
         """Number of samples."""
         return sum(count for _, count in self.parts)
 
+    @property
+    def kind(self) -> str:
+        """NumPy's letter for the dtype: "f" for floats; "?" for text, bytes and records."""
+        try:
+            return np.dtype(self.dtype).kind
+        except TypeError:  # `str32`, `bytes8` and `void16` are names, and name no dtype
+            return "?"
+
 
 def read_headers(path: Path) -> dict[str, StoredArray]:
     """Return the arrays of a file, or of all files in a folder, by name.

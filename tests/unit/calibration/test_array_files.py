@@ -83,6 +83,18 @@ def test_arrays_of_python_objects_are_refused(context: SourceContext) -> None:
         Arrays().load(config("set.npz"), context)
 
 
+@pytest.mark.parametrize(
+    "array", [np.array(["a", "b", "c", "d"]), np.zeros(4, "V2"), np.ones(4, "S8")]
+)
+def test_arrays_that_are_no_numbers_are_refused(
+    array: np.ndarray[Any, Any], context: SourceContext
+) -> None:
+    np.savez(context.base / "set.npz", image=IMAGES, city=array)
+    assert f"'city' holds {array.dtype.name}, not numbers" in problems("set.npz", context)
+    assert problems("set.npz", context, inputs={"image": "image"}) == ""
+    assert "labels 'city'" in problems("set.npz", context, label="city")
+
+
 def test_every_array_that_does_not_fit_is_named(context: SourceContext) -> None:
     np.savez(context.base / "set.npz", image=IMAGES, mask=IMAGES[:2], kind=IMAGES)
     text = problems("set.npz", context, inputs={"image": "picture", "mask": "mask"}, label="kind")
