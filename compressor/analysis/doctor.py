@@ -131,7 +131,8 @@ def _int8_support(flags: list[str]) -> str:
         if integer_products_saturate():
             text += (
                 "; ONNX Runtime saturates large products, which reduces accuracy: "
-                f"open INT8 graphs with {key}={value}"
+                f"open INT8 graphs with {key}={value}, except those with weights that two layers "
+                "share, which ONNX Runtime does not open with it"
             )
     return text
 

@@ -10,8 +10,10 @@ import onnx
 from onnx import TensorProto
 
 from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+from compressor.graphs.files import inline_functions, unreadable_parts
 from compressor.graphs.graph_index import GraphIndex, node_label, subgraphs_of
 from compressor.graphs.integer_regions import PRODUCTS
+from compressor.graphs.signature import unsupported_inputs
 from compressor.models.graph_contents import Branching, GraphContents, Scheme
 
 _ONNX_DOMAINS = {"", "ai.onnx"}
@@ -53,7 +55,8 @@ _NAMES: Mapping[int, str] = {TensorProto.FLOAT: "float32", TensorProto.DOUBLE: "
 
 
 def graph_contents(model: onnx.ModelProto) -> GraphContents:
-    """Return what a graph holds. External weights need not be loaded."""
+    """Return what a graph holds, its functions written out; weights need not be loaded."""
+    model = inline_functions(model)
     index = GraphIndex(model)
     constants = _constant_types(index)
     inner = {id(node) for node in index.nodes} - {id(node) for node in model.graph.node}
@@ -77,6 +80,8 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
         branches=tuple(_branches(index, constants)),
         domains=_domains(index.nodes),
         is_decoder=CONTEXT_LENGTH_KEY in metadata,
+        unsupported_inputs=unsupported_inputs(model),
+        unreadable=tuple(unreadable_parts(model)),
     )
 
 

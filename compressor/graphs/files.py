@@ -72,12 +72,16 @@ def read_graph(path: Path) -> onnx.ModelProto:
 def load_typed_model(folder: Path) -> ir.Model:
     """Load an ONNX model with its weights and with the inferred type of every value.
 
-    Constant nodes become initializers. External data beyond 2 GB stays in its file.
+    Functions are written out. Constant nodes become initializers. External data beyond 2 GB stays
+    in its file.
 
     Raises:
-        ModelError: as ``read_graph``.
+        ModelError: as ``read_graph``; or the graph has parts that onnx-ir does not read.
     """
     proto = read_graph(folder)
+    for what, remedy in unreadable_parts(proto):
+        raise ModelError(f"{folder}: {what}", remedy=remedy)
+    proto = inline_functions(proto)
     folder = folder.parent if folder.suffix == ".onnx" else folder
     with library_errors(f"{folder} holds an ONNX model that is not valid", ModelError, _REMEDY):
         files = external_files(proto)
@@ -85,6 +89,44 @@ def load_typed_model(folder: Path) -> ir.Model:
             # Shape inference reads constants such as the shapes of Reshape.
             onnx.load_external_data_for_model(proto, str(folder))
         return typed_model(proto, folder)
+
+
+def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in which the functions that it defines are written out."""
+    if not model.functions:
+        return model
+    from onnx.inliner import inline_local_functions
+
+    inlined: onnx.ModelProto = inline_local_functions(model)
+    return inlined
+
+
+def unreadable_parts(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
+    """Yield (problem, remedy) of what onnx-ir does not read: outputs with maps, sparse tensors."""
+    for value in model.graph.output:
+        if _has_maps(value.type):
+            yield (
+                f"the output {value.name} holds maps, which are not converted",
+                "export the model with `options={'zipmap': False}` (skl2onnx, onnxmltools), or cut "
+                "the graph before ZipMap (`onnx.utils.extract_model`)",
+            )
+    sparse = len(model.graph.sparse_initializer) + sum(
+        attribute.HasField("sparse_tensor")
+        for node in model.graph.node
+        for attribute in node.attribute
+    )
+    if sparse:
+        yield (
+            f"the graph holds {sparse} sparse tensors, which are not converted",
+            "store them as dense tensors (`onnx.numpy_helper.from_array`)",
+        )
+
+
+def _has_maps(kind: onnx.TypeProto) -> bool:
+    inner = {"sequence_type", "optional_type"} & {kind.WhichOneof("value")}
+    return kind.HasField("map_type") or any(
+        _has_maps(getattr(kind, field).elem_type) for field in inner
+    )
 
 
 def typed_model(proto: onnx.ModelProto, folder: Path | None = None) -> ir.Model:

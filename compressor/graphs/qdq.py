@@ -6,7 +6,7 @@ Runtime and TensorRT have integer kernels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,6 +34,11 @@ from compressor.models.quantized.quantization import Target
 
 T = TypeVar("T")
 _operators: Any = opset18
+_WEIGHTS_AND_ZERO_POINTS: Mapping[str, tuple[tuple[int, int], ...]] = {
+    DEQUANTIZE: ((0, 2),),
+    "DynamicQuantizeLSTM": ((1, 9), (2, 11)),
+}
+"""Operator to the positions of each of its weights and of the zero-point among its inputs."""
 
 
 def rounding_translations(target: Target) -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -165,13 +170,15 @@ def _separate_zero_points(model: ir.Model) -> None:
     place, and refuses a graph in which two weights share one.
     """
     for node in list(model.graph):
-        zero = node.inputs[2] if node.op_type == DEQUANTIZE and len(node.inputs) > 2 else None
-        values = constant_array(zero)
-        if zero is None or values is None or values.dtype != np.int8:
-            continue
-        if len(zero.uses()) > 1 and is_quantized_weight(node):
-            name = f"{_require(node.inputs[0]).name}.zero_point"
-            node.replace_input_with(2, add_initializer(model.graph, name, values))
+        for weight, position in _WEIGHTS_AND_ZERO_POINTS.get(node.op_type, ()):
+            integers = node.inputs[weight]
+            zero = node.inputs[position] if len(node.inputs) > position else None
+            values = constant_array(zero)
+            if zero is None or values is None or values.dtype != np.int8 or len(zero.uses()) == 1:
+                continue
+            if integers is not None and constant_array(integers) is not None:
+                own = add_initializer(model.graph, f"{integers.name}.zero_point", values)
+                node.replace_input_with(position, own)
 
 
 def _stored_integers(dequantize: ir.Node) -> Array:

@@ -61,6 +61,17 @@ def graph_signature(model: onnx.ModelProto) -> Signature | None:
     return Signature(inputs, names, classes=classes, output_specs=outputs)
 
 
+def unsupported_inputs(model: onnx.ModelProto) -> dict[str, str]:
+    """Return the inputs that no data set holds, with their kind: text, sequence or optional."""
+    kinds = {}
+    for value in _required_inputs(model):
+        if value.type.tensor_type.elem_type == onnx.TensorProto.STRING:
+            kinds[str(value.name)] = "text"
+        elif not value.type.HasField("tensor_type"):
+            kinds[str(value.name)] = str(value.type.WhichOneof("value")).removesuffix("_type")
+    return kinds
+
+
 def dimension(name: str, axis: int, size: int | str | None) -> int | str:
     """Return a dimension's size or name.
 

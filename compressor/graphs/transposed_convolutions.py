@@ -50,6 +50,8 @@ def store_integer_kernel(model: ir.Model, node: ir.Node, scales: WeightScales) -
     operands = [
         add_initializer(model.graph, f"{weight.name}.integers", integers_IOX.astype(np.int8)),
         add_initializer(model.graph, f"{weight.name}.scales", scales_O),
+        # With `session.x64quantprecision=1` ONNX Runtime rewrites it for unsigned integers.
+        add_initializer(model.graph, f"{weight.name}.zeros", np.zeros(scales_O.shape, np.int8)),
     ]
     dequantize = ir.node(DEQUANTIZE, operands, {"axis": _AXIS}, name=f"{weight.name}.dequantize")
     name = unique_name(model.graph, f"{weight.name}.rounded")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Scheme = Literal["qdq", "operators", "dynamic", "weights"]
@@ -53,6 +53,10 @@ class GraphContents:
     """Domain to operators outside ONNX and their number."""
     is_decoder: bool = False
     """True for a decoder of `export-onnx`, with a key-value cache."""
+    unsupported_inputs: Mapping[str, str] = field(default_factory=dict)
+    """Inputs that are no tensors of numbers, with their kind."""
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(problem, remedy) of outputs with maps and of sparse tensors, which are not converted."""
 
     @property
     def float_type(self) -> FloatType | None:
@@ -60,6 +64,15 @@ class GraphContents:
         sizes = {name: self.weight_bytes.get(name, 0) for name in _FLOAT_TYPES}
         largest = max(_FLOAT_TYPES, key=lambda name: sizes[name])
         return largest if sizes[largest] else None
+
+    def input_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (problem, remedy) of each input that no samples can be made for."""
+        for name, kind in self.unsupported_inputs.items():
+            yield (
+                f"the input {name} is no tensor of numbers ({kind})",
+                "cut the graph behind the nodes that read it (`onnx.utils.extract_model`), and "
+                "feed what they compute",
+            )
 
     def rows(self) -> list[tuple[str, str]]:
         """Return (label, text) rows for `show` and `lint`."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -95,7 +97,8 @@ def _is_open(size: int | str, batch_axes: set[int | str]) -> bool:
 class SizeTrial:
     """Trial of a model with a size for all dimensions that vary, but for batches.
 
-    A model whose call does not end in time is not tried again: it runs with no size.
+    It opens the model when it is called first, and holds it until it is closed. A model whose
+    call does not end in time is not tried again: it runs with no size.
     """
 
     format: Format
@@ -122,3 +125,18 @@ class SizeTrial:
         shapes = _shapes(self._session.inputs, size)
         with limit_calls(self.path, _TRIAL_SECONDS):
             return shapes is not None and runs(self._session, shapes)
+
+    def __enter__(self) -> Self:
+        """Return the trial."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the model."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None

@@ -99,6 +99,8 @@ def _check(contents: GraphContents) -> None:
         raise _quantized()
     if contents.is_decoder:
         raise RequirementError("the graph is a decoder with a key-value cache", remedy=_FOR_TEXT)
+    for what, remedy in (*contents.unreadable, *contents.input_problems()):
+        raise RequirementError(what, remedy=remedy)
     if contents.domains:
         raise _foreign(f"operators of {', '.join(contents.domains)}")
     if sum(contents.weight_bytes.values()) > _MAX_BYTES:

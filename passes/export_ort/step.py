@@ -16,6 +16,7 @@ from compressor.engine.contract import (
 )
 from compressor.errors import RequirementError
 from compressor.models.facts import ModelFacts
+from compressor.models.graph_contents import GraphContents
 from passes.common.graph_conversion import conversion_estimate
 from passes.export_ort.config import ExportOrtConfig
 
@@ -52,20 +53,26 @@ class ExportOrt(Pass[ExportOrtConfig]):
         """Estimate the size as a little more than the graph's.
 
         Raises:
-            RequirementError: the graph is larger than the format can hold.
+            RequirementError: the graph is larger than the format can hold, or has inputs for which
+                there are no samples.
         """
+        if parent.graph_contents is not None:
+            _check_inputs(parent.graph_contents())
         if parent.size_bytes is not None:
             _check_size(parent.size_bytes)
         return conversion_estimate(parent, _LARGER)
 
     def requires(self, config: ExportOrtConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the format can hold each graph.
+        """Check that the format can hold each graph, and that samples can be made for the model.
 
         Raises:
-            RequirementError: a graph is too large.
+            RequirementError: a graph is too large, or has inputs that are no tensors of numbers.
         """
+        from compressor.graphs.contents import graph_contents
         from compressor.graphs.external_data import external_locations
+        from compressor.graphs.files import read_graph
 
+        _check_inputs(graph_contents(read_graph(parent.model)))
         for graph in sorted(parent.model.glob("*.onnx")):
             files = [graph, *(graph.parent / name for name in external_locations(graph))]
             _check_size(sum(file.stat().st_size for file in files))
@@ -77,6 +84,12 @@ class ExportOrt(Pass[ExportOrtConfig]):
         from passes.export_ort.run import export_ort
 
         return export_ort(config, parent.model, out, context)
+
+
+def _check_inputs(contents: GraphContents) -> None:
+    """Raise RequirementError if there are inputs for which no samples can be made."""
+    if problems := list(contents.input_problems()):
+        raise RequirementError("\n".join(what for what, _ in problems), remedy=problems[0][1])
 
 
 def _check_size(size_bytes: int) -> None:

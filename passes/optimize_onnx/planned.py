@@ -45,6 +45,8 @@ def contents_problems(
 ) -> Iterator[tuple[str, str]]:
     """Yield what of a graph does not fit a config, each with a remedy."""
     precision = f"`precision: {config.precision}`"
+    yield from contents.input_problems()
+    yield from contents.unreadable
     if contents.is_decoder:
         yield (
             "the graph is a decoder of `export-onnx`, whose weights `awq` quantizes with less loss",

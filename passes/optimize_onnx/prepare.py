@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxscript import ir
 
 from compressor.errors import RequirementError
+from compressor.graphs.constant_transposes import fold_transposes
 from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model, read_graph, typed_model
@@ -46,6 +47,8 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
             graph = typed_model(ir.to_proto(simplification.model))
         restore_hard_swish(graph)
         remove_unused(graph.graph)
+        if config.precision in OPSETS:
+            fold_transposes(graph)
     before = graph.opset_imports.get("", 1)
     opset = OPSETS.get(config.precision, 0)
     if before < opset:

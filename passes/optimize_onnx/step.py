@@ -40,7 +40,7 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     """
 
     name = "optimize-onnx"
-    version = 2
+    version = 3
     accepts = frozenset({"onnx"})
     produces = "onnx"
     Config = OptimizeOnnxConfig

@@ -20,7 +20,7 @@ from compressor.runtimes.onnxruntime.integer_kernels import (
     integer_products_saturate,
 )
 from compressor.runtimes.onnxruntime.observation import open_graph, run_graph
-from compressor.runtimes.onnxruntime.session import OnnxSession
+from compressor.runtimes.onnxruntime.session import EXACT_RUNTIME, OnnxSession
 from compressor.runtimes.session import match_inputs
 from compressor.runtimes.working_inputs import working_inputs
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
@@ -187,6 +187,13 @@ def _saturated_error(parent: Path, out: Path, feeds: Sequence[Batch], threads: i
     return ", ".join(f"{each.relative_error:.2g} in {name}" for name, each in differences.items())
 
 
+def _opens_exactly(out: Path, feeds: Batch, threads: int) -> bool:
+    """Return True if ONNX Runtime executes a graph with products that do not saturate."""
+    with OnnxSession(out, threads, "cpu") as session:
+        session.run(feeds)
+        return EXACT_RUNTIME in session.runtime
+
+
 def compare_with_parent(
     config: OptimizeOnnxConfig,
     parent: Path,
@@ -211,10 +218,16 @@ def compare_with_parent(
     is_integer = config.precision == "int8" and config.target == "onnxruntime"
     if is_integer and integer_products_saturate():
         saturated = _saturated_error(parent, out, feeds, context.threads)
+        measured = (
+            "The graph is measured with `session.x64quantprecision=1`, which applications on such "
+            "processors have to set"
+            if _opens_exactly(out, feeds[0], context.threads)
+            else "The graph is measured like that: ONNX Runtime does not execute it with "
+            "`session.x64quantprecision=1`, as layers share a weight"
+        )
         context.note(
             "this processor lacks VNNI, and by default ONNX Runtime saturates large sums of "
-            f"integer products on it, with a relative error of {saturated}. The graph is measured "
-            "with `session.x64quantprecision=1`, which applications on such processors have to set"
+            f"integer products on it, with a relative error of {saturated}. {measured}"
         )
     limit = _FAR.get(config.precision, 1.0)
     far = [

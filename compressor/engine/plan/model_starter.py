@@ -65,14 +65,14 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
     source = format_.module_source(stored.path)
     facts = format_.facts(stored.path)
     is_graph = facts.graph_inputs is not None
-    trial = SizeTrial(format_, stored.path, os.cpu_count() or 1) if is_graph else None
+    trial = SizeTrial(format_, stored.path, os.cpu_count() or 1)
     start = StartingPoint(
         pipeline_name(model),
         format_.title(stored.path),
         {"path": model},
         stored.path if stored.path.is_dir() else stored.path.parent,
         format_,
-        StarterModel(facts, format_.inputs(stored.path), runs=trial),
+        StarterModel(facts, format_.inputs(stored.path), runs=trial if is_graph else None),
         remedy=format_.default_remedy,
     )
     if source is not None:
@@ -84,7 +84,8 @@ def write_model_starter(model: Path, folder: Path, data: Path | None) -> Written
             needs_code=source.config.program is not None,
             data_fields=source.data_fields,
         )
-    return write_starting_point(start, folder, data)
+    with trial:
+        return write_starting_point(start, folder, data)
 
 
 def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) -> WrittenPipeline:

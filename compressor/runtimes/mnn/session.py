@@ -80,9 +80,17 @@ class MnnSession(Session):
         values = [self._variable(feeds[spec.name]) for spec in self.inputs]
         with limited_call(feeds):
             results = self._module.forward(values)
+        if len(results) != len(self.output_names):
+            raise PassError(
+                f"MNN failed inside the graph: it computed {len(results)} of "
+                f"{len(self.output_names)} outputs"
+            )
         outputs: Batch = {}
         for name, result in zip(self.output_names, results, strict=True):
             array = expr.convert(result, expr.NCHW)
+            if 0 in array.shape:  # MNN reads no empty arrays
+                outputs[name] = np.empty(array.shape, np.float32)
+                continue
             if (read := array.read()) is None:
                 raise PassError(f"MNN computed no values for the output {name}")
             outputs[name] = np.array(read).reshape(array.shape)

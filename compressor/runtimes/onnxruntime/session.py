@@ -49,6 +49,12 @@ from compressor.runtimes.onnxruntime.integer_kernels import (
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
+EXACT_RUNTIME = "x64quantprecision=1"
+"""Part of a session's ``runtime`` whose integer products do not saturate by a setting."""
+_ROUNDING = frozenset(
+    {"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "DynamicQuantizeLSTM"}
+)
+"""Operators that round floats to integers."""
 _NUMPY_DTYPES = frozenset(
     {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
     | {"float16", "float32", "float64"}
@@ -135,7 +141,7 @@ class OnnxSession(Session):
             session = open_inference_session(folder, threads, device, settings=exact)
         except ModelError:
             return self._open_saturating()
-        self.runtime += ", x64quantprecision=1"
+        self.runtime += f", {EXACT_RUNTIME}"
         return session
 
     def _open_saturating(self) -> onnxruntime.InferenceSession:
@@ -240,8 +246,8 @@ class OnnxSession(Session):
 
 
 def is_quantized(folder: Path) -> bool:
-    """Return True if a graph rounds values: it has QuantizeLinear nodes."""
-    return any(node.op_type == "QuantizeLinear" for node in read_graph(folder).graph.node)
+    """Return True if a graph rounds values, with ranges of samples or of each run."""
+    return any(node.op_type in _ROUNDING for node in read_graph(folder).graph.node)
 
 
 def _inputs_without_shape(session: onnxruntime.InferenceSession, folder: Path) -> set[str]:

@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from compressor.engine.contract import PlanContext
 from compressor.errors import ParityError, PassError, RequirementError
 from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.lint.targets import lint
@@ -183,3 +184,13 @@ def test_a_lone_ort_file_is_named_with_the_way_back(exported, tmp_path):
         recognize(tmp_path / "lone.ort")
     with open_session("ort", exported, threads=1) as session:
         assert session.output_names == ("scores",)
+
+
+def test_inputs_that_have_no_samples_are_refused_by_the_plan(tmp_path):
+    model = graph([node("MatMul", "x w", "y")], {"w": weight(8, 4)}, {"x": [1, 8]}, {"y": [1, 4]})
+    text = onnx.helper.make_tensor_value_info("city", onnx.TensorProto.STRING, [1])
+    model.graph.input.append(text)
+    onnx.save(model, tmp_path / "model.onnx")
+    facts = format_named("onnx").facts(tmp_path)
+    with pytest.raises(RequirementError, match="city is no tensor of numbers"):
+        ExportOrt().estimate(ExportOrtConfig(), facts, PlanContext({"parent": facts}))

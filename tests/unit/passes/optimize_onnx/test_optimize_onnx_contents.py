@@ -9,8 +9,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from compressor.engine.contract import PlanContext
-from compressor.errors import RequirementError
+from compressor.errors import ModelError, RequirementError
 from compressor.graphs.contents import graph_contents
+from compressor.graphs.files import load_typed_model
 from compressor.runtimes.formats import format_named
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.step import OptimizeOnnx
@@ -228,3 +229,79 @@ def test_products_in_branches_stay_in_float_and_are_named(tmp_path, precision):
     inner = [tensor for branch in branches for tensor in branch.g.initializer]
     assert {tensor.data_type for tensor in inner} == {TensorProto.FLOAT}
     assert result.error() < 0.15
+
+
+def test_maps_and_sparse_tensors_are_refused_by_the_plan(tmp_path):
+    model = product()
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    maps = helper.make_map_type_proto(
+        TensorProto.INT64, helper.make_tensor_type_proto(TensorProto.FLOAT, [])
+    )
+    model.graph.node.append(
+        helper.make_node("ZipMap", ["y"], ["z"], domain="ai.onnx.ml", classlabels_int64s=range(16))
+    )
+    model.graph.output.append(helper.make_value_info("z", helper.make_sequence_type_proto(maps)))
+    with pytest.raises(RequirementError, match="output z holds maps") as caught:
+        plan(model, tmp_path, precision="int4")
+    assert "'zipmap': False" in str(caught.value.remedy)
+    with pytest.raises(ModelError, match="output z holds maps"):
+        load_typed_model(tmp_path)
+
+    values = numpy_helper.from_array(np.ones(1, np.float32), "s")
+    indices = numpy_helper.from_array(np.zeros(1, np.int64))
+    sparse = product()
+    sparse.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [32, 16]))
+    with pytest.raises(RequirementError, match="1 sparse tensor"):
+        plan(sparse, tmp_path, precision="int4")
+
+
+def test_inputs_of_text_are_refused_by_the_plan(tmp_path):
+    model = product()
+    model.graph.input.append(helper.make_tensor_value_info("city", TensorProto.STRING, ["N"]))
+    kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    model.graph.input.append(helper.make_value_info("more", kind))
+    with pytest.raises(RequirementError, match=r"city is no tensor of numbers \(text\)") as caught:
+        plan(model, tmp_path, precision="int4")
+    assert "more is no tensor of numbers (optional)" in str(caught.value)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_functions_of_the_file_are_converted_too(tmp_path, precision):
+    """As exporters write graphs whose modules are functions."""
+    body = [node("MatMul", "a b", "c"), node("Relu", "c", "d")]
+    opset = helper.make_opsetid("", 18)
+    dense = helper.make_function("own", "Dense", ["a", "b"], ["d"], body, [opset])
+    nodes = [
+        helper.make_node("Dense", ["x", "w"], ["h"], domain="own"),
+        helper.make_node("Dense", ["h", "v"], ["y"], domain="own"),
+    ]
+    weights = {"w": weight(32, 64), "v": weight(64, 16)}
+    opsets = [helper.make_opsetid("own", 1)]
+    model = graph(
+        nodes, weights, {"x": ["N", 32]}, {"y": ["N", 16]}, 18, opsets=opsets, functions=[dense]
+    )
+    assert graph_contents(model).products == {"MatMul": 2}
+    x = weight(16, 32) * 5
+    result = Optimized(model, tmp_path, {"x": x}, precision=precision)
+    before, after = result.sizes()
+    assert after < 0.6 * before
+    assert 0 < result.error() < 0.2
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.65), ("int4", 0.5)])
+def test_a_head_that_is_tied_to_the_embeddings_is_quantized(tmp_path, precision, share):
+    """The simplifier keeps the Transpose of the table, which is read as embeddings too."""
+    nodes = [
+        node("Gather", "table tokens", "rows"),
+        node("Transpose", "table", "head", perm=[1, 0]),
+        node("MatMul", "rows head", "scores"),
+    ]
+    model = graph(nodes, {"table": weight(300, 32) * 3}, {}, {"scores": ["N", "T", 300]})
+    tokens = helper.make_tensor_value_info("tokens", TensorProto.INT64, ["N", "T"])
+    model.graph.input.append(tokens)
+    samples = {"tokens": np.arange(96).reshape(8, 12)}
+    result = Optimized(model, tmp_path, samples, precision=precision)
+    before, after = result.sizes()
+    assert after < share * before
+    assert (result.summary["products"], result.summary["embeddings"]) == (1, ["table"])
+    assert 0 < result.error() < 0.2

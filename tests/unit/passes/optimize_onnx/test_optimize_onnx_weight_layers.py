@@ -6,6 +6,10 @@ import pytest
 from onnx import TensorProto
 
 from compressor.errors import RequirementError
+from compressor.runtimes.onnxruntime import session
+from compressor.runtimes.onnxruntime.integer_kernels import EXACT_PRODUCTS
+from compressor.runtimes.onnxruntime.session import OnnxSession
+from passes.optimize_onnx import verification
 from tests.support.engines import node
 from tests.support.foreign_graphs import IMAGES, Optimized, graph, weight
 
@@ -107,3 +111,40 @@ def test_ignored_kernels_of_transposed_convolutions_stay_in_float(tmp_path):
     result = Optimized(upsampling(), tmp_path, {"image": IMAGES}, ignore=["wide"])
     assert "up" in {tensor.name for tensor in result.graph.initializer}
     assert result.summary["kept_float"] == ["wide"]
+
+
+def transposed():
+    nodes = [
+        node("Conv", "image k", "c"),
+        node("ConvTranspose", "c up", "y", strides=[2, 2]),
+    ]
+    weights = {"k": weight(8, 3, 3, 3), "up": weight(8, 4, 2, 2)}
+    return graph(nodes, weights, {"image": ["N", 3, 16, 16]}, {"y": ["N", 4, 28, 28]})
+
+
+@pytest.mark.parametrize(
+    ("model", "samples"),
+    [(recurrent(), {"frames": FRAMES[0]}), (transposed(), {"image": IMAGES})],
+    ids=["lstm", "transposed"],
+)
+def test_layers_run_with_exact_products(tmp_path, monkeypatch, model, samples):
+    """No two weights share a zero-point, and each has one: ONNX Runtime rewrites them."""
+    monkeypatch.setattr(session, "integer_products_saturate", lambda: True)
+    monkeypatch.setattr(verification, "integer_products_saturate", lambda: True)
+    calibration = {"frames": FRAMES} if "frames" in samples else samples
+    result = Optimized(model, tmp_path, calibration, precision="int8")
+    [note] = [note for note in result.notes if "lacks VNNI" in note]
+    assert "applications on such processors have to set" in note
+    with OnnxSession(result.out, 1, "cpu", EXACT_PRODUCTS) as exact:
+        assert np.isfinite(next(iter(exact.compute(samples).values()))).all()
+
+
+def test_a_graph_that_shares_weights_is_measured_with_saturating_products(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "integer_products_saturate", lambda: True)
+    monkeypatch.setattr(verification, "integer_products_saturate", lambda: True)
+    nodes = [node("MatMul", "x w", "h"), node("Relu", "h", "r"), node("MatMul", "r w", "y")]
+    model = graph(nodes, {"w": weight(32, 32)}, {"x": ["N", 32]}, {"y": ["N", 32]})
+    x = DRAW.normal(size=(16, 32)).astype(np.float32)
+    result = Optimized(model, tmp_path, {"x": x}, precision="int8", simplify=False)
+    [note] = [note for note in result.notes if "lacks VNNI" in note]
+    assert "as layers share a weight" in note
