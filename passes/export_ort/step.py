@@ -89,7 +89,10 @@ class ExportOrt(Pass[ExportOrtConfig]):
 def _check_inputs(contents: GraphContents) -> None:
     """Raise RequirementError if there are inputs for which no samples can be made."""
     if problems := list(contents.input_problems()):
-        raise RequirementError("\n".join(what for what, _ in problems), remedy=problems[0][1])
+        raise RequirementError(
+            "\n".join(what for what, _ in problems),
+            remedy="; ".join(dict.fromkeys(remedy for _, remedy in problems)),
+        )
 
 
 def _check_size(size_bytes: int) -> None:
