@@ -73,6 +73,13 @@ def serve(
         bool,
         typer.Option("--fast-prompts", help="Read prompts with 8-bit weight copies (ONNX)."),
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="LoRA adapter that requests name as the model; repeatable.",
+            metavar="[NAME=]PATH",
+        ),
+    ] = None,
     print_vllm: Annotated[
         bool, typer.Option("--print-vllm", help="Print the command for vLLM, and serve nothing.")
     ] = False,
@@ -101,6 +108,7 @@ def serve(
         cache_bytes=None if cache_mb is None else cache_mb * _MEBIBYTE,
         max_waiting=queue,
         fast_prompts=fast_prompts,
+        adapters=tuple(adapter or ()),
         max_batch=batch,
         max_wait_seconds=max_wait_ms / 1000,
         watts=watts,

@@ -53,6 +53,7 @@ class ChatCompletions(GenerationService[ChatRequest, PreparedChat]):
         grammar = self.grammar(request)
         messages = conversation(request, self.limits, takes_images=self.model.takes_images)
         prompt = self.model.encode_chat(messages, request.template_options)
+        prompt = self.adapted(prompt, request.model)
         max_tokens = self.answer_limit(prompt, request.token_limit)
         sampling = self.sampling(request, max_tokens, request.logprob_count, grammar)
         end = self.model.tokenizer.decode(prompt.token_ids_T[-_END_TOKENS:].tolist())
@@ -180,4 +181,4 @@ class _ChatReply(Reply):
         return chat_logprobs(tokens, self._service.token_texts)
 
     def _head(self, kind: str) -> dict[str, Any]:
-        return self._service.head(self._id, kind)
+        return self._service.head(self._id, kind, self._request.model)

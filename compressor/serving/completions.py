@@ -52,7 +52,7 @@ class Completions(GenerationService[CompletionRequest, PreparedCompletion]):
         grammar = self.grammar(request)
         prompts = []
         for prompt in request.prompts:
-            encoded = self._encode(prompt)
+            encoded = self.adapted(self._encode(prompt), request.model)
             limit = request.max_tokens or _DEFAULT_TOKENS
             max_tokens = self.answer_limit(encoded, limit)
             sampling = self.sampling(request, max_tokens, request.logprobs, grammar)
@@ -138,7 +138,7 @@ class _CompletionReply(Reply):
         return usage_of(self.answers.usages, self._prompts)
 
     def _head(self) -> dict[str, Any]:
-        return self._service.head(self._id, "text_completion")
+        return self._service.head(self._id, "text_completion", self._request.model)
 
 
 def _finish_reason(event: FinishEvent) -> str:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from compressor.errors import CompressError
+from compressor.generation.adapters import with_adapter
 from compressor.generation.chat_model import ChatModel
 from compressor.generation.requests import EncodedPrompt, GenerationRequest, SamplingOptions
 from compressor.serving.answers import Answers, context_length_error
@@ -159,13 +160,23 @@ class GenerationService(ABC, Generic[RequestT, PreparedT]):
             keep_special_tokens=self._keeps_special,
         )
 
-    def head(self, reply_id: str, kind: str) -> dict[str, Any]:
-        """Return the fields that every reply and chunk begins with."""
+    def adapted(self, prompt: EncodedPrompt, model: str | None) -> EncodedPrompt:
+        """Return a prompt under the adapter that a request names as its model, if it names one."""
+        return with_adapter(prompt, model if model in self.model.adapters else None)
+
+    def head(self, reply_id: str, kind: str, model: str | None) -> dict[str, Any]:
+        """Return the fields that every reply and chunk begins with.
+
+        Args:
+            reply_id: id of the reply.
+            kind: kind of the object.
+            model: name of the model in the request; an adapter's is that of the reply too.
+        """
         return {
             "id": reply_id,
             "object": kind,
             "created": int(time.time()),
-            "model": self._state.names[0],
+            "model": model if model in self.model.adapters else self._state.names[0],
         }
 
 

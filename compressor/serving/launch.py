@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ from compressor import interrupts
 from compressor.data.pictures import without_pillow_warnings
 from compressor.errors import UsageError
 from compressor.evaluation.energy_meters import find_meter
+from compressor.generation.adapters import named_adapters
 from compressor.generation.chat_model import ChatModel, ChatOptions, decoder_limits
 from compressor.generation.generate import model_at
 from compressor.runtimes.formats import StoredModel
@@ -59,6 +60,8 @@ class ServeOptions:
     max_waiting: int = 64
     """Requests that wait for a row."""
     fast_prompts: bool = False
+    adapters: tuple[str, ...] = ()
+    """LoRA adapters as ``[NAME=]PATH``; a request names one in place of the model."""
     max_batch: int = 16
     """Samples of a batch of predictions."""
     max_wait_seconds: float = 0.2
@@ -126,7 +129,8 @@ def running_server(options: ServeOptions) -> Iterator[RunningServer]:
     check_exposure(options)
     model = model_at(options.path)
     generates = check_servable(model)
-    names = options.names or (options.path.resolve().name,)
+    adapters = _adapters(options, generates=generates)
+    names = (*(options.names or (options.path.resolve().name,)), *adapters)
     # As many requests are prepared as may wait: what is beyond would be refused anyway. The queue
     # of predictions is bounded by time, and has no such number.
     most = options.rows + options.max_waiting if generates else options.limits.max_connections
@@ -138,7 +142,7 @@ def running_server(options: ServeOptions) -> Iterator[RunningServer]:
         stack.enter_context(without_pillow_warnings())
         listener = stack.enter_context(options.address.bind())
         http = stack.enter_context(HttpServer(guard, listener, options.limits))
-        served = stack.enter_context(closing(_load(model, options, generates=generates)))
+        served = stack.enter_context(closing(_load(model, options, adapters, generates=generates)))
         power_rows = _add_power(stack, options, served, metrics)
         handlers = served.handlers(state, BodyReader(options.limits), metrics)
         routes.open(handlers, served.facts())
@@ -182,7 +186,27 @@ def check_servable(model: StoredModel) -> bool:
     return True
 
 
-def _load(model: StoredModel, options: ServeOptions, *, generates: bool) -> ServedModel:
+def _adapters(options: ServeOptions, *, generates: bool) -> dict[str, Path]:
+    """Return the folders of the adapters by the names that requests give.
+
+    Raises:
+        UsageError: the model generates no text, a path holds no adapter, or a name is taken.
+    """
+    adapters = named_adapters(options.adapters)
+    if adapters and not generates:
+        raise UsageError(f"{options.path} generates no text: it takes no adapters")
+    names = options.names or (options.path.resolve().name,)
+    if taken := sorted(adapters.keys() & set(names)):
+        raise UsageError(
+            f"the model and an adapter have the name {taken[0]!r}",
+            remedy="name the adapter: --adapter NAME=PATH",
+        )
+    return adapters
+
+
+def _load(
+    model: StoredModel, options: ServeOptions, adapters: Mapping[str, Path], *, generates: bool
+) -> ServedModel:
     if not generates:
         predictor = Predictor(
             model,
@@ -198,6 +222,7 @@ def _load(model: StoredModel, options: ServeOptions, *, generates: bool) -> Serv
         cache_bytes=options.cache_bytes,
         max_waiting=options.max_waiting,
         fast_prompts=options.fast_prompts,
+        adapters=adapters,
     )
     return ServedGenerator(ChatModel(model, chat_options))
 
