@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import onnx
@@ -15,6 +16,9 @@ _SKIPPED_OPTIMIZATIONS = ["fuse_matmul_add_bias_into_gemm_batched"]
 up to six operators for two."""
 _LARGEST_GROWTH = 1.01
 _LARGEST_GROWTH_BYTES = 4096
+_LARGEST_CONSTANT_BYTES = 2**30
+_SMALL_TENSOR_BYTES = 4096
+"""Shapes and other values that decide sizes are smaller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ def simplify(model: ir.Model) -> Simplification:
     import onnxsim
 
     proto = ir.to_proto(model)
+    if largest := _largest_constant_bytes(proto):
+        return _unchanged(model, f"it computes a constant of {largest / 1e9:,.1f} GB")
     try:
         simplified, sound = onnxsim.simplify(proto, skipped_optimizers=_SKIPPED_OPTIMIZATIONS)
     except (
@@ -88,6 +94,51 @@ def simplify(model: ir.Model) -> Simplification:
     nodes = f"{len(proto.graph.node)} to {len(simplified.graph.node)} nodes"
     return Simplification(
         ir.from_proto(simplified), True, f"onnxsim: {nodes}, {before:,} to {after:,} bytes"
+    )
+
+
+def _largest_constant_bytes(proto: onnx.ModelProto) -> int:
+    """Return the bytes of the largest value that onnxsim would compute from constants alone.
+
+    Only those beyond ``_LARGEST_CONSTANT_BYTES`` count; 0 if there is none. A Range of 2⁴⁰ numbers
+    takes a few bytes in a file, and all memory when it is folded.
+    """
+    try:
+        graph = onnx.shape_inference.infer_shapes(_without_weights(proto), data_prop=True).graph
+    except (onnx.shape_inference.InferenceError, ValueError):  # onnxsim reports it
+        return 0
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for node in graph.node:
+        if all(name in constants or not name for name in node.input):
+            constants.update(node.output)
+    sizes = [
+        math.prod(size.dim_value for size in value.type.tensor_type.shape.dim)
+        * onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).itemsize
+        for value in (*graph.value_info, *graph.output)
+        if value.name in constants
+        and value.type.tensor_type.elem_type
+        and value.type.tensor_type.HasField("shape")
+    ]
+    return max((size for size in sizes if size > _LARGEST_CONSTANT_BYTES), default=0)
+
+
+def _without_weights(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose large initializers are inputs of the same type and shape."""
+    graph = onnx.GraphProto(name=proto.graph.name, node=proto.graph.node)
+    graph.input.extend(proto.graph.input)
+    graph.output.extend(proto.graph.output)
+    inputs = {value.name for value in graph.input}
+    for tensor in proto.graph.initializer:
+        if tensor.ByteSize() <= _SMALL_TENSOR_BYTES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in inputs:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(value)
+    return onnx.ModelProto(
+        ir_version=proto.ir_version,
+        opset_import=proto.opset_import,
+        functions=proto.functions,
+        graph=graph,
     )
 
 

@@ -67,3 +67,29 @@ def test_onnxruntime_fuses_an_rms_norm_into_one_operator(tmp_path):
     assert operators == ["SimplifiedLayerNormalization"]
     expected = module(torch.from_numpy(x))["logits"].detach().numpy()
     np.testing.assert_allclose(session.run(None, {"x": x})[0], expected, atol=1e-5)
+
+
+def graph_with_range(limit):
+    """Return a graph that adds the sum of a Range of constants to its input."""
+    numbers = {"start": 0, "limit": limit, "delta": 1}
+    initializers = [onnx.numpy_helper.from_array(np.int64(v), n) for n, v in numbers.items()]
+    nodes = [
+        onnx.helper.make_node("Range", [*numbers], ["range"]),
+        onnx.helper.make_node("ReduceMax", ["range"], ["largest"], keepdims=0),
+        onnx.helper.make_node("Add", ["x", "largest"], ["y"]),
+    ]
+    x, y = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["n"]) for name in "xy"
+    )
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], initializers)
+    opsets = [onnx.helper.make_opsetid("", 18)]
+    return ir.from_proto(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9))
+
+
+def test_a_constant_that_would_take_all_memory_is_not_computed():
+    small = simplify(graph_with_range(100))
+    assert small.applied
+    assert [node.op_type for node in small.model.graph] == ["Add"]
+    large = simplify(graph_with_range(2**40))
+    assert not large.applied
+    assert "it computes a constant of 8,796.1 GB" in large.summary
