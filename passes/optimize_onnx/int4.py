@@ -31,8 +31,9 @@ from passes.common.weight_rounding.rounding import pack_values, quantize_weights
 from passes.optimize_onnx.config import BlockSize, OptimizeOnnxConfig
 from passes.optimize_onnx.valid_positions import valid_values
 
-_SCALES = ScaleFormat(torch.float16)
-
+_HALF_SCALES, _FLOAT_SCALES = ScaleFormat(torch.float16), ScaleFormat(torch.float32)
+_STEPS = 15
+"""Steps of a grid of 4 bits."""
 _MOMENTS_AT_ONCE = 1 << 28
 """Values of second moments that are collected together: 1 GB."""
 
@@ -152,14 +153,21 @@ def _quantize(
     inputs = len(weight_IO)
     missing = -inputs % config.block_size
     weight_IO = pad(weight_IO, (0, 0, 0, missing))  # zeros lie on every grid
+    scales = _scale_format(weight_IO)
     grid = WeightGrid(bits=4, group_size=config.block_size, symmetric=config.target == "tensorrt")
     names = dict.fromkeys(str(each.source.name) for each in products)
     known = [moments[name] for name in names if name in moments]
     if known:
         moments_II = pad(torch.stack(known).sum(dim=0), (0, missing, 0, missing))
         hessian = Hessian.from_moments(moments_II)
-        packed = quantize_weights(weight_IO, weight_IO, hessian, grid, _SCALES, gptq=True)
+        packed = quantize_weights(weight_IO, weight_IO, hessian, grid, scales, gptq=True)
     else:
-        grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, _SCALES)
+        grids = search_grids(weight_IO, torch.ones(len(weight_IO)), grid, scales)
         packed = pack_values(round_to_nearest(weight_IO, grids), grids)
     return replace(packed, integers_OI=packed.integers_OI[:, :inputs])
+
+
+def _scale_format(weight_IO: Tensor) -> ScaleFormat:
+    """Return scales in FP16, or in FP32 where those of the weight may exceed what FP16 holds."""
+    largest = 2 * float(weight_IO.abs().max()) / _STEPS
+    return _HALF_SCALES if largest <= torch.finfo(torch.float16).max else _FLOAT_SCALES

@@ -305,3 +305,13 @@ def test_a_head_that_is_tied_to_the_embeddings_is_quantized(tmp_path, precision,
     assert after < share * before
     assert (result.summary["products"], result.summary["embeddings"]) == (1, ["table"])
     assert 0 < result.error() < 0.2
+
+
+@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+def test_scales_beyond_float16_are_kept(tmp_path, calibration):
+    weights = {"w": weight(32, 64) * np.float32(1e7), "f": np.float32(1e-7)}
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h f", "y")]
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 64]})
+    fields = {"precision": "int4", "simplify": False, "calibration": calibration}
+    result = Optimized(model, tmp_path, {"x": weight(16, 32) * 5}, **fields)
+    assert 0 < result.error() < 0.2
