@@ -145,6 +145,42 @@ def _chat(
         model.close()
 
 
+@app.command("export-adapter", rich_help_panel=PANEL)
+def export_adapter(
+    adapter: Annotated[
+        Path, typer.Argument(help="Artifact of a `lora` step, or its folder.", metavar="ADAPTER")
+    ],
+    model: Annotated[
+        Path, typer.Argument(help="ONNX artifact with slots for adapters.", metavar="MODEL")
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="File to write; it must not exist.", metavar="FILE")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write a LoRA adapter as a file that ONNX Runtime and onnxruntime-genai load for one graph.
+
+    The file has no checksum and does not name its graph; `generate` and `serve` read the adapter
+    itself, and compare both.
+    """
+    from compressor.generation.adapters import named_adapters
+    from compressor.generation.generate import model_at
+    from compressor.reports.console.terminal import print_line
+    from compressor.runtimes.onnxruntime.decoder.adapters import write_onnx_adapter
+
+    if target.exists():
+        raise UsageError(f"{target} exists already", remedy="name another file")
+    [folder] = named_adapters([f"adapter={adapter}"]).values()
+    graph = model_at(model).path
+    if not (graph / "model.onnx").is_file():
+        raise UsageError(f"{model} holds no ONNX graph", remedy="name an `export-onnx` artifact")
+    size = write_onnx_adapter(graph, folder, target)
+    if as_json:
+        print_json({"file": str(target), "size_bytes": size})
+    else:
+        print_line(f"{target}: {size:,} bytes")
+
+
 @app.command(rich_help_panel=PANEL)
 def convert(
     folder: Annotated[

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto
 
+from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.decoder.adapter_slots import (
     BASE_KEY,
@@ -21,6 +23,7 @@ from compressor.graphs.decoder.adapter_slots import (
     slot_inputs,
     slots_from_json,
 )
+from compressor.graphs.files import read_graph
 from compressor.models.adapters.base import read_base
 from compressor.models.adapters.factors import read_factors
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
@@ -48,14 +51,7 @@ class LoadedAdapters:
                 not fit the slots.
         """
         metadata = session.get_modelmeta().custom_metadata_map
-        slots: tuple[AdapterSlot, ...] = ()
-        if SLOTS_KEY in metadata:
-            slots = slots_from_json(metadata[SLOTS_KEY], folder)
-        if adapters and not slots:
-            raise UsageError(
-                f"{folder} takes no adapters: its graph has no slots for them",
-                remedy="export its parent with `decoder: {adapter_slots: [q_proj, v_proj]}`",
-            )
+        slots = _slots(folder, metadata, required=bool(adapters))
         types = {value.name: value.type for value in session.get_overridable_initializers()}
         self._inputs: dict[str | None, dict[str, Array]] = {}
         if slots:
@@ -82,6 +78,59 @@ class LoadedAdapters:
             return
         session.bind_inputs(self._inputs[name])
         self._bound[id(session)] = name
+
+
+def write_onnx_adapter(folder: Path, adapter: Path, target: Path) -> int:
+    """Write an adapter as ONNX Runtime's ``.onnx_adapter`` file for one graph with slots.
+
+    ONNX Runtime and onnxruntime-genai load it. The file has neither a checksum nor a reference to
+    its graph: a flipped byte loads, and so does the adapter of another model with equal shapes.
+
+    Args:
+        folder: the decoder's folder.
+        adapter: folder in PEFT's layout with ``base.json``.
+        target: the file to write.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UsageError: the graph has no slots.
+        ModelError: as for ``LoadedAdapters``.
+        StorageError: the file cannot be written.
+    """
+    graph = read_graph(folder)
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    slots = _slots(folder, metadata, required=True)
+    _check_base(adapter, metadata[BASE_KEY], folder)
+    [kind] = {
+        value.type.tensor_type.elem_type
+        for value in graph.graph.input
+        if value.name == slots[0].names[0]
+    }
+    dtype = np.float16 if kind == TensorProto.FLOAT16 else np.float32
+    inputs = slot_inputs(slots, read_factors(adapter), dtype, adapter)
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
+        for name, array in inputs.items()
+        if array.size  # slots without a factor keep their default
+    }
+    written = onnxruntime.AdapterFormat()
+    written.set_parameters(values)
+    with writing(target):
+        written.export_adapter(str(target))
+        return target.stat().st_size
+
+
+def _slots(folder: Path, metadata: Mapping[str, str], *, required: bool) -> tuple[AdapterSlot, ...]:
+    if SLOTS_KEY in metadata:
+        return slots_from_json(metadata[SLOTS_KEY], folder)
+    if required:
+        raise UsageError(
+            f"{folder} takes no adapters: its graph has no slots for them",
+            remedy="export its parent with `decoder: {adapter_slots: [q_proj, v_proj]}`",
+        )
+    return ()
 
 
 def _check_base(adapter: Path, digest: str, folder: Path) -> None:

@@ -6,12 +6,14 @@ import json
 import shutil
 
 import numpy as np
+import onnxruntime
 import pytest
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import ModelError, UsageError
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import recognize
+from compressor.runtimes.onnxruntime.decoder.adapters import write_onnx_adapter
 from compressor.runtimes.rows import RowOptions
 from compressor.runtimes.torch.session import AdaptedSession
 from tests.support.built_classes import DECODER_CLASSES, save_class
@@ -120,6 +122,26 @@ def test_rows_of_several_adapters_step_as_each_alone(bed):
         alone.use_adapter(0, name)
         alone.append(0, 0, IDS, None, 1)
         assert np.array_equal(alone.append(0, 24, token[:1], None, 1)[0], stepped[row])
+
+
+def test_onnx_runtime_loads_the_file_of_an_adapter(bed, tmp_path):
+    file = tmp_path / "one.onnx_adapter"
+    assert write_onnx_adapter(bed / "slots", bed / "one", file) == file.stat().st_size
+    session = onnxruntime.InferenceSession(str(bed / "slots" / "model.onnx"))
+    active = onnxruntime.LoraAdapter()
+    active.Load(str(file))
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(active)
+    feeds = {"input_ids": IDS[None], "attention_mask": np.ones((1, 24), np.int64)}
+    for value in session.get_inputs():
+        if value.name not in feeds:  # an empty cache
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+    theirs = session.run(["logits"], feeds, options)[0][0]
+    rows = open_rows(bed / "slots", one=bed / "one")
+    rows.use_adapter(0, "one")
+    np.testing.assert_allclose(rows.append(0, 0, IDS, None, 24), theirs, atol=1e-4)
+    with pytest.raises(UsageError, match="has no slots"):
+        write_onnx_adapter(bed / "plain", bed / "one", tmp_path / "other")
 
 
 def changed_copy(source, target, **changes):
