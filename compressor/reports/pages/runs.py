@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,7 +141,22 @@ def _ladder_input(
 
 
 def _report(record: RunRecord, steps: Sequence[LadderInput], gains: Sequence[Gain]) -> RunReport:
-    return RunReport(record.pipeline, steps, record.gates, record.command, gains=gains)
+    notes = tuple(_unmeasured(steps))
+    return RunReport(record.pipeline, steps, record.gates, record.command, notes, gains)
+
+
+def _unmeasured(steps: Sequence[LadderInput]) -> Iterator[tuple[str, str]]:
+    """Yield step and remedy where others are measured, and a runtime is not installed."""
+    from compressor.runtimes.formats import format_named  # loads numpy
+
+    manifests = {step.step: step.artifact.manifest for step in steps}
+    if any(manifest.measured for manifest in manifests.values()):
+        for step in steps:
+            manifest = manifests[step.step]
+            if step.runtime is None and not manifest.measured:
+                with suppress(UsageError):  # the format is not installed
+                    if install := format_named(manifest.format).runtime_remedy:
+                        yield step.step, f"not measured: {install}"
 
 
 def _read_gains(folder: Path) -> tuple[Gain, ...]:

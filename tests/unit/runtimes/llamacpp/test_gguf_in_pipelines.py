@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan
 from compressor.evaluation.measure import measure
 from compressor.evaluation.protocol import ReferenceModel
+from compressor.reports.pages import runs
 from compressor.runtimes.formats import StoredModel, format_named
 from tests.support.gguf_checkpoints import export_gguf, save_gguf_parent
 
@@ -75,3 +78,18 @@ def test_perplexity_kl_and_latency_are_measured_in_llamacpp(tmp_path: Path) -> N
     assert metrics["perplexity"] > 1
     assert measurement.latency is not None
     assert measurement.latency.runtime.startswith("llama.cpp b")
+
+
+def test_the_report_of_a_run_names_the_extra_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    remedy = "pip install 'autoglm-compress[llamacpp]'"
+    monkeypatch.setattr(type(format_named("gguf")), "runtime_remedy", remedy)
+
+    def step(name: str, kind: str, runtime: str | None, measured: str) -> Any:
+        manifest = SimpleNamespace(format=kind, measured=measured)
+        artifact = SimpleNamespace(manifest=manifest)
+        return SimpleNamespace(step=name, runtime=runtime, artifact=artifact)
+
+    gguf = step("gguf", "gguf", None, "")
+    source = step("source", "torch", "torch", "ab12")
+    assert list(runs._unmeasured([source, gguf])) == [("gguf", f"not measured: {remedy}")]
+    assert not list(runs._unmeasured([step("source", "torch", "torch", ""), gguf]))
