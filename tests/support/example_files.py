@@ -11,6 +11,7 @@ from compressor.models.families.transformers.family import Transformers
 from tests.support.processors import message, write_conversations, write_processor
 from tests.support.stand_ins import SHORT, WIDE, WIDE_VLM, write_model
 from tests.support.tiny_files import draw_pictures
+from tests.support.tokenizer_kinds import byte_level
 
 _MODELS = {
     "smollm2": (Transformers(), "tiny-llama", WIDE),
@@ -56,6 +57,7 @@ def write_stand_in(example: str, folder: Path, samples: int = 1) -> None:
                 )
             )
         return
+    byte_level().save_pretrained(folder / "model")  # as SmolLM2 has
     for split in ("calibration", "evaluation"):
         (folder / "text" / split).mkdir(parents=True)
         (folder / "text" / split / "page.txt").write_text("w7 w8 w9 " * 90 * samples)
