@@ -2,7 +2,8 @@
 
 A head is a tensor of logits [..., C] over C classes, or [N, C, H, W] of images, by the name of its
 label: see ``compressor/models/capabilities/training_heads.py``. A head of one class is a score: its
-loss is the squared error.
+loss is the squared error. The cross-entropy is that of ``contrastive.py``: with the phone model's
+concepts, whose logits are cosines by a temperature, it is InfoNCE.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import mse_loss
 
 from compressor.errors import DataError, RequirementError
+from passes.common.contrastive import directed_infonce
 from passes.common.device import device_of, tensors_from_batch
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def _hard_loss(name: str, logits: Tensor, label: Tensor) -> Tensor:
         )
     if is_score:
         return mse_loss(logits.flatten(), label.flatten().to(logits.dtype))
-    return cross_entropy(logits.flatten(0, -2), label.flatten())
+    return directed_infonce(logits.flatten(0, -2), label.flatten())
 
 
 def classes_last(logits: Tensor, label: Tensor) -> Tensor:

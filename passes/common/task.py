@@ -10,11 +10,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from compressor.data.contract import Dataset
-from passes.common.accuracy import Evaluation
+from passes.common.accuracy import Evaluation, evaluate_accuracy
 from passes.common.sampling import Weights
 
 Objective = Callable[[dict[str, Tensor], dict[str, Tensor], float], dict[str, Tensor]]
 """(outputs, batch, progress in [0, 1)) to the weighted terms of the loss by name, each a scalar."""
+Evaluator = Callable[[nn.Module, Dataset, int], Evaluation]
+"""(model, validation set, batch size) to the evaluation; the mode of the model is restored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,8 @@ class Task:
     """Evaluated every ``evaluate_every`` steps, and at the end."""
     extra: nn.Module | None = None
     """Module that is trained with the model and not part of it, such as projections of features."""
+    evaluate: Evaluator = evaluate_accuracy
+    """Evaluates the model on the validation set; by default the accuracy of its ``logits``."""
 
 
 @dataclass(frozen=True, slots=True)

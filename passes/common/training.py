@@ -1,4 +1,4 @@
-"""Training loop of ``train``, ``distill``, ``prune``, ``qat`` and ``lora``.
+"""Training loop of ``train``, ``distill``, ``prune``, ``qat``, ``lora`` and ``align``.
 
 The same model, task, config and seed give the same weights bit for bit, on one machine with one
 number of threads, however often the run is killed and resumed in between. The only files are the
@@ -107,7 +107,7 @@ class _Loop:
         self.checkpoint = settings.checkpoint_dir / CHECKPOINT
         self.learners = nn.ModuleList([model] if task.extra is None else [model, task.extra])
         check_batch_norm(config, self.learners)
-        if task.validation is not None:
+        if task.validation is not None and task.evaluate is evaluate_accuracy:
             check_labels(task.validation)
         self.batch_norms = _batch_norms(self.learners)
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
@@ -198,7 +198,7 @@ class _Loop:
         if self.task.validation is None:
             return {}
         module = self._evaluated_module()
-        evaluation = evaluate_accuracy(module, self.task.validation, self.config.batch_size)
+        evaluation = self.task.evaluate(module, self.task.validation, self.config.batch_size)
         entry |= {"accuracy": evaluation.accuracy, "slices": evaluation.slices}
         if evaluation.accuracy > state.best_accuracy:
             state.best_step, state.best_accuracy = state.step, evaluation.accuracy
