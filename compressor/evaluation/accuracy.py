@@ -23,12 +23,13 @@ from compressor.evaluation.metrics import (
     metric_named,
     reference_metrics,
 )
-from compressor.evaluation.outputs import has_vectors, misfit, output_of, paired_output
+from compressor.evaluation.outputs import misfit, output_of, paired_output
 from compressor.evaluation.records import AccuracyConfig, AccuracyReport, Progress
 from compressor.evaluation.scoring import NOTHING, OutputScorer, ScoredBatch
 from compressor.evaluation.text_generator import TextGenerator
 from compressor.evaluation.transcripts import CtcScorer, GeneratedScorer, TranscriptScorer
 from compressor.evaluation.values import ScalarScorer, ValuesScorer
+from compressor.models.capabilities.embeddings import has_vectors
 from compressor.runtimes.formats import StoredModel
 from compressor.runtimes.session import Session
 

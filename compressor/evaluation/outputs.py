@@ -6,16 +6,13 @@ from collections.abc import Sequence
 
 from compressor.evaluation.class_outputs import LOGITS, shape_problem
 from compressor.evaluation.metrics import METRICS, metric_named
+from compressor.models.capabilities.embeddings import EMBEDDING, Embeddings, has_vectors
 from compressor.models.capabilities.signature import OutputSpec
 
-EMBEDDING = "embedding"
-_EMBEDS = "_embeds"
 TEXTS = "text_embeds"
 """Embeddings of texts, the queries by default where a model embeds images too."""
 _NO_SCORES = frozenset({"bool", "int16", "int32", "int64", "uint16", "uint32", "uint64", "string"})
 """Dtypes of class ids and flags."""
-_VECTORS = (EMBEDDING, "embeddings", "pooler_output", "last_hidden_state")
-"""Outputs whose products are scores of retrieval, beside those that end in ``_embeds``."""
 
 
 def output_of(request: str, outputs: Sequence[str]) -> str:
@@ -51,20 +48,15 @@ def has_classes(output: str) -> bool:
     return LOGITS in output
 
 
-def has_vectors(output: str) -> bool:
-    """Return True if an output holds vectors by which passages are retrieved."""
-    return output in _VECTORS or output.endswith(_EMBEDS)
-
-
 def paired_output(output: str, outputs: Sequence[str]) -> str | None:
     """Return the embeddings of the other kind, such as the images of a model of images and texts.
 
     A model has exactly two outputs that end in ``_embeds``; None for others.
     """
-    towers = [name for name in outputs if name.endswith(_EMBEDS)]
-    if len(towers) != 2 or output not in towers:
+    pair = Embeddings(tuple(outputs)).pair
+    if pair is None or output not in pair:
         return None
-    return towers[1 - towers.index(output)]
+    return pair[1 - pair.index(output)]
 
 
 def misfit(

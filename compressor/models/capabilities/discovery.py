@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from compressor.models.capabilities.capability import C, Capability
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.embeddings import Embeddings, embeddings_from_signature
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
@@ -47,6 +48,7 @@ def _linear_groups(model: LoadedModel) -> LinearGroups | None:
 DERIVATIONS: Mapping[type[Capability], Callable[[Signature], Capability | None]] = {
     Signature: lambda signature: signature,
     TrainingHeads: heads_from_signature,
+    Embeddings: embeddings_from_signature,
     ValidPositions: _valid_positions,
 }
 DISCOVERERS: Mapping[type[Capability], Callable[[LoadedModel], Capability | None]] = {

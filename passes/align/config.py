@@ -1,0 +1,65 @@
+"""Config of the ``align`` pass."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from compressor.config.record import DataName
+from compressor.engine.contract import PassConfig
+from passes.common.config import TrainingConfig, validation_problems
+from passes.common.field_problems import raise_problems
+
+Kind = Literal["image", "text", "audio"]
+
+
+class AlignConfig(PassConfig):
+    """Fields of an ``align`` step."""
+
+    train: DataName = "train"
+    """Data set of pairs to train on, such as one of `text-pairs` or `image-captions`."""
+    validation: DataName | None = "validation"
+    """Data set of pairs on which retrieval is evaluated during training, for the report and for
+    early stopping: the mean of recall@1 counts. Do not use the test set. `null` for none."""
+    training: TrainingConfig = TrainingConfig()
+    """Steps, batch size in pairs, learning rate and so on. Every other pair of a batch is a
+    negative, so large batches train better."""
+    loss: Literal["infonce", "sigmoid"] = "infonce"
+    """`infonce`: the softmax of each row and column of the batch's products (Oord et al. 2018;
+    Radford et al. 2021). `sigmoid`: each product is classified by itself, with a trained bias
+    (SigLIP, Zhai et al. 2023)."""
+    temperature: Annotated[float, Field(gt=0)] | None = None
+    """Divisor of the products. By default that of the model's own `logit_scale`; without one, 0.07
+    for `infonce`, 0.1 for `sigmoid`, and 1 for `similarity: dot`."""
+    learn_temperature: bool = False
+    """Train the temperature too, from `temperature` on; with `infonce` it stays above 0.01."""
+    similarity: Literal["cosine", "dot"] = "cosine"
+    """Products of embeddings that are scaled to length 1, or as they are. `evaluate` compares
+    embeddings as they are: of an encoder whose output has any length, only `dot` trains what is
+    measured."""
+    output: str | None = None
+    """Output of an encoder of one kind that is trained; hidden states count by their mean over
+    valid positions. By default the one that metrics of retrieval score."""
+    freeze: tuple[Kind, ...] = ()
+    """Towers of a model of two kinds that stay as they are, such as `[image]` for locked-image
+    tuning (Zhai et al. 2022); projections behind a tower are trained."""
+    chunk_size: Annotated[int, Field(ge=1)] | None = None
+    """Pairs whose activations are kept at once, for batches that do not fit into memory (GradCache,
+    Gao et al. 2021). The gradient is that of the whole batch, and a step takes about a third
+    longer. By default the whole batch."""
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> AlignConfig:
+        problems = validation_problems(self.validation, self.training)
+        if self.training.batch_size == 1:
+            problems.append("`training.batch_size: 1` leaves no negatives: set 2 or more")
+        if self.chunk_size is not None and self.chunk_size >= self.training.batch_size:
+            problems.append(
+                f"`chunk_size` has no effect with batches of {self.training.batch_size} pairs: "
+                "leave it out, or raise `training.batch_size`"
+            )
+        if len(set(self.freeze)) != len(self.freeze):
+            problems.append("`freeze` names a tower twice: name each once")
+        raise_problems(problems)
+        return self

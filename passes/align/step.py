@@ -1,0 +1,85 @@
+"""The ``align`` pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from compressor.artifacts.artifact import Artifact
+from compressor.engine.contract import (
+    DataNeed,
+    Estimate,
+    Pass,
+    PassContext,
+    PassOutput,
+    PlanContext,
+)
+from compressor.models.capabilities.embeddings import Embeddings
+from compressor.models.facts import ModelFacts, facts_of
+from passes.align.checks import data_problems, model_problems
+from passes.align.config import AlignConfig
+from passes.common.data_needs import training_needs
+from passes.common.field_problems import check_no_problems
+
+
+class Align(Pass[AlignConfig]):
+    """Train an encoder on pairs, so that what belongs together has similar embeddings.
+
+    The model is one encoder for queries and passages, such as `sentence-encoder` or BERT, with
+    data of `text-pairs`; or a model of two kinds, such as CLIP, SigLIP or transformers'
+    VisionTextDualEncoder, with data of `image-captions`. The result is a model of the same class.
+    The loss compares each pair with the others of its batch, except those that share its image,
+    passage or query.
+    """
+
+    name = "align"
+    version = 1
+    accepts = frozenset({"torch"})
+    produces = "torch"
+    Config = AlignConfig
+    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
+    capabilities = (Embeddings,)
+
+    def data_needs(self, config: AlignConfig) -> tuple[DataNeed, ...]:
+        """Return the data sets to train on and to evaluate; both need labels, which are pairs."""
+        return training_needs(config.train, config.validation, "type: align")
+
+    def estimate(self, config: AlignConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
+        """Estimate time, memory and disk from the parameters and MACs of the model.
+
+        Raises:
+            RequirementError: A field does not apply to the model, or a data set has no pairs.
+        """
+        from passes.align.estimates import align_estimate
+
+        problems = model_problems(config, parent)
+        check_no_problems([*problems, *data_problems(config, parent, context.data)])
+        return align_estimate(config, parent)
+
+    def requires(self, config: AlignConfig, parent: Artifact, context: PassContext) -> None:
+        """Check that the fields apply, and that the weights are finite.
+
+        Raises:
+            RequirementError: A field does not apply to the model.
+            NumericalError: A weight is NaN or infinite.
+        """
+        from compressor.models.checkpoint.finite import check_finite
+
+        check_no_problems(model_problems(config, facts_of(parent.model)))
+        check_finite(parent.model)
+
+    def run(
+        self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> PassOutput:
+        """Train the model, with checkpoints in ``context.work``, and save it to ``out``."""
+        from passes.align.training import align
+
+        return align(config, parent, out, context)
+
+    def ensures(
+        self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext
+    ) -> None:
+        """Check that the saved model loads, and that its weights are finite."""
+        from passes.common.requirements import check_saved_model
+
+        check_saved_model(out, context.device)

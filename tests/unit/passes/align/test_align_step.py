@@ -1,0 +1,272 @@
+"""The ``align`` pass: encoders of queries and passages, models of two kinds, and refusals."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from calibration.sources.arrays import ArrayDataset
+from compressor.data.contract import DataFacts
+from compressor.engine.contract import PassContext, PlanContext
+from compressor.errors import ConfigError, DataError, RequirementError
+from compressor.evaluation.accuracy import measure_accuracy
+from compressor.evaluation.records import AccuracyConfig
+from compressor.models.facts import facts_of
+from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.runtimes.formats import recognize
+from passes.align.config import AlignConfig
+from passes.align.step import Align
+from passes.common import training
+from tests.support.encoder_classes import CLASSES, TinyClass
+from tests.support.training import Killed
+
+PAIRS, IGNORED = 24, -100
+TRAINING = {"steps": 40, "batch_size": 8, "learning_rate": 0.01}
+WEIGHTS = "model.safetensors"
+
+
+def text_pairs(pairs=PAIRS):
+    """Return passages, each followed by its query, which shares no token with it."""
+    rng = np.random.default_rng(0)
+    passages = rng.integers(5, 50, (pairs, 6))
+    tokens = np.stack([passages, passages[:, ::-1] + 45], axis=1).reshape(-1, 6)
+    labels = np.full(2 * pairs, IGNORED)
+    labels[1::2] = np.arange(0, 2 * pairs, 2)
+    arrays = {"input_ids": tokens, "attention_mask": np.ones_like(tokens), "label": labels}
+    return ArrayDataset(arrays, ("input_ids", "attention_mask"), "label")
+
+
+def captioned_images(count=12):
+    """Return images of one colour with captions; each image has two."""
+    rng = np.random.default_rng(1)
+    images = np.repeat(rng.normal(size=(count, 3, 1, 1)), 2, axis=0) * np.ones((1, 1, 32, 32))
+    tokens = rng.integers(5, 90, (2 * count, 6))
+    tokens[:, -1] = 95
+    arrays = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    arrays |= {"pixel_values": images.astype(np.float32)}
+    arrays |= {"label": np.arange(2 * count) // 2 * 2}
+    return ArrayDataset(arrays, ("input_ids", "attention_mask", "pixel_values"), "label")
+
+
+DATA = {
+    "texts": text_pairs(),
+    "images": captioned_images(),
+    "one": text_pairs(1),
+    "unlabelled": ArrayDataset({"input_ids": np.zeros((4, 6), np.int64)}, ("input_ids",)),
+}
+
+
+def create_context(folder, notes=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    return PassContext(
+        artifacts={},
+        data=DATA.__getitem__,
+        work=folder,
+        seed=0,
+        threads=1,
+        device="cpu",
+        artifact_id="ab" * 32,
+        progress=lambda *_: None,
+        note=[].append if notes is None else notes.append,
+    )
+
+
+def config_of(fields):
+    return AlignConfig.model_validate_json(json.dumps(fields))
+
+
+def artifact(folder):
+    return SimpleNamespace(model=folder)
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory):
+    family, folder = SentenceEncoder(), tmp_path_factory.mktemp("sentences")
+    torch.manual_seed(0)
+    family.save(family.build(family.presets["tiny"]), family.presets["tiny"], folder)
+    return artifact(folder)
+
+
+def saved_class(name, folder):
+    case = CLASSES[name]
+    case.build().save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return artifact(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return saved_class("clip", tmp_path_factory.mktemp("clip"))
+
+
+def run(parent, folder, notes=None, **fields):
+    data = fields.pop("data", "texts")
+    config = config_of({"train": data, "validation": data, "training": TRAINING, **fields})
+    out = folder / "out"
+    out.mkdir(parents=True)
+    context = create_context(folder / "work", notes)
+    Align().requires(config, parent, context)
+    summary = Align().run(config, parent, out, context).summary
+    Align().ensures(config, parent, out, context)
+    return out, summary
+
+
+def measured(model, data, *metrics):
+    config = AccuracyConfig(data=data, metrics=metrics, bootstrap=0)
+    with recognize(model).open_session(1) as session:
+        report = measure_accuracy(session, DATA[data], config, lambda *_: None)
+    return {metric.name: metric.value for metric in report.metrics}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.1},
+        {"chunk_size": 3, "learn_temperature": True},
+        {"loss": "sigmoid", "training": TRAINING | {"ema_decay": 0.9}},
+    ],
+    ids=str,
+)
+def test_a_sentence_encoder_learns_pairs(sentences, tmp_path, fields):
+    before = measured(sentences.model, "texts", "recall@1")["recall@1"]
+    out, summary = run(sentences, tmp_path, **fields)
+    after = measured(out, "texts", "recall@1")["recall@1"]
+    last = summary["history"][-1]
+    assert before < 0.4 < 0.8 < after
+    assert last["slices"]["recall@1:queries"] == pytest.approx(after)
+    assert last["slices"].keys() == {
+        f"recall@{count}:{kind}" for count in (1, 5) for kind in ("queries", "passages")
+    }
+    assert summary["pairs"] == PAIRS
+    assert ("bias" in summary) == (fields.get("loss") == "sigmoid")
+    if not fields.get("learn_temperature"):
+        assert summary["temperature"] == pytest.approx(fields.get("temperature", 0.1))
+
+
+def test_a_killed_training_resumes_and_ends_in_the_same_bytes(sentences, tmp_path, monkeypatch):
+    save = training.save_checkpoint
+
+    def save_and_die(*arguments):
+        save(*arguments)
+        raise Killed
+
+    fields = {"learn_temperature": True, "chunk_size": 4, "loss": "sigmoid"}
+    fields["training"] = {"steps": 10, "batch_size": 8, "checkpoint_every": 4}
+    expected, summary = run(sentences, tmp_path / "whole", **fields)
+    monkeypatch.setattr(training, "save_checkpoint", save_and_die)
+    with pytest.raises(Killed):
+        run(sentences, tmp_path / "killed", **fields)
+    monkeypatch.undo()
+    (tmp_path / "killed" / "out").rmdir()
+    resumed, resumed_summary = run(sentences, tmp_path / "killed", **fields)
+    assert (resumed / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
+    assert resumed_summary == summary
+
+
+def test_clip_learns_captions_and_users_of_transformers_load_it(clip, tmp_path):
+    names = ("recall@1:text_embeds", "recall@1:image_embeds", "recall@5:image_embeds")
+    before = measured(clip.model, "images", *names)
+    fields = {"learn_temperature": True, "temperature": 0.1, "chunk_size": 4}
+    out, summary = run(clip, tmp_path, data="images", **fields)
+    after = measured(out, "images", *names)
+    assert all(after[name] > max(before[name], 0.6) for name in names[:2])
+    slices = summary["history"][-1]["slices"]
+    assert slices["recall@1:image_embeds"] == pytest.approx(after[names[1]])
+    theirs = transformers.CLIPModel.from_pretrained(out)
+    assert 1 / theirs.logit_scale.exp().item() == pytest.approx(summary["temperature"], rel=1e-5)
+    assert summary["temperature"] != pytest.approx(0.1, rel=1e-3)
+    assert (out / "tokenizer.json").read_text() == "{}"
+
+
+def test_frozen_towers_keep_their_bytes(clip, tmp_path):
+    fields = {"freeze": ["image"], "validation": None, "data": "images"}
+    out, summary = run(clip, tmp_path, training=TRAINING | {"steps": 3}, **fields)
+    before = transformers.CLIPModel.from_pretrained(clip.model).state_dict()
+    after = transformers.CLIPModel.from_pretrained(out).state_dict()
+    changed = {name for name, values in before.items() if not torch.equal(values, after[name])}
+    assert not any(name.startswith("vision_model") for name in changed)
+    assert {"visual_projection.weight", "text_projection.weight"} <= changed
+    assert "logit_scale" not in changed
+    assert summary["temperature"] == pytest.approx(1 / before["logit_scale"].exp().item())
+
+
+def test_siglip_trains_its_own_bias(tmp_path):
+    parent = saved_class("siglip", tmp_path / "siglip")
+    short = captioned_images()
+    DATA["short"] = ArrayDataset(
+        {name: short.arrays[name] for name in ("input_ids", "pixel_values", "label")},
+        ("input_ids", "pixel_values"),
+        "label",
+    )
+    fields = {"loss": "sigmoid", "data": "short", "training": TRAINING | {"steps": 3}}
+    out, summary = run(parent, tmp_path, **fields)
+    theirs = transformers.SiglipModel.from_pretrained(out)
+    assert theirs.logit_bias.item() == pytest.approx(summary["bias"])
+    first = transformers.SiglipModel.from_pretrained(parent.model)
+    assert theirs.logit_bias.item() != first.logit_bias.item()
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_embeddings_of_any_length_are_noted_unless_products_are_trained(tmp_path, similarity):
+    TinyClass("BertModel", "bert", "text", CLASSES["bert"].fields).build().save_pretrained(
+        tmp_path / "bert"
+    )
+    parent, notes = artifact(tmp_path / "bert"), []
+    fields = {"similarity": similarity, "training": TRAINING | {"steps": 2}}
+    run(parent, tmp_path, notes, **fields)
+    found = [note for note in notes if "`last_hidden_state` has vectors of any length" in note]
+    assert len(found) == len(notes) == (similarity == "cosine")
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "message"),
+    [
+        ("sentences", {"freeze": ["text"]}, "`freeze`: the model has one encoder"),
+        ("sentences", {"output": "logits"}, "`output`: 'logits' is no embedding of the model"),
+        ("clip", {"freeze": ["audio"]}, "`freeze`: the model has no tower audio(.|\n)*image, text"),
+        ("clip", {"output": "text_embeds"}, "`output`: the model has a pair of outputs"),
+        ("clip", {"similarity": "dot"}, "`similarity`: .* to length 1 itself"),
+    ],
+)
+def test_fields_that_do_not_fit_are_plan_errors(request, model, fields, message):
+    parent = request.getfixturevalue(model)
+    with pytest.raises(RequirementError, match=message):
+        Align().estimate(config_of(fields), facts_of(parent.model), PlanContext({}))
+
+
+@pytest.mark.parametrize(
+    ("model", "labels", "message"),
+    [
+        ("sentences", (0, 1, 0), "'train' does not pair queries with passages"),
+        ("sentences", (-100, 0), "'train' has 1 pair, which leaves no negatives"),
+        ("clip", (-100, 0, -100, 2), "'train' has labels that are not positions of samples"),
+    ],
+)
+def test_data_without_pairs_is_a_plan_error(request, model, labels, message):
+    facts = facts_of(request.getfixturevalue(model).model)
+    context = PlanContext({}, {"train": DataFacts(retrieval_labels=labels)})
+    with pytest.raises(RequirementError, match=message):
+        Align().estimate(AlignConfig(validation=None), facts, context)
+
+
+def test_data_of_which_a_plan_knows_nothing_is_checked_before_training(sentences, tmp_path):
+    for data, message in (("one", "has 1 pair"), ("unlabelled", "does not pair")):
+        with pytest.raises(DataError, match=message):
+            run(sentences, tmp_path / data, data=data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"training": {"batch_size": 1}}, "leaves no negatives"),
+        ({"training": {"batch_size": 8}, "chunk_size": 8}, "`chunk_size` has no effect"),
+        ({"freeze": ["text", "text"]}, "names a tower twice"),
+        ({"validation": None, "training": {"patience": 1, "evaluate_every": 1}}, "patience"),
+    ],
+)
+def test_fields_without_effect_are_named(fields, message):
+    with pytest.raises((ConfigError, ValueError), match=message):
+        config_of(fields)
