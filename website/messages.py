@@ -55,6 +55,7 @@ SECTIONS = {
         "compressor/errors",
     ),
     "train and distill": ("passes/common", "passes/train", "passes/distill"),
+    "align": ("passes/align",),
     "prune": ("passes/prune",),
     "qat (ptq)": ("passes/qat", "calibration/table"),
     "awq (weight-only)": ("passes/awq",),

@@ -17,6 +17,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.evaluation.outputs import TEXTS
 from compressor.models.capabilities.embeddings import Embeddings
+from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from passes.align.checks import trained_output
@@ -66,7 +67,8 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     result = fit(encoder, task, config.training, settings, callbacks)
     scaling.limit()
     _note_lengths(config, encoder, task.dataset, context)
-    description.family.save(model, description.config, out, parent.model)
+    description.family.save(model, description.config, out)
+    copy_companions(parent.model, out)
     summary = {"pairs": len(task.dataset), "kinds": list(kinds), "outputs": list(outputs)}
     return PassOutput(result.summary() | summary | scaling.summary())
 
