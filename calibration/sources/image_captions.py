@@ -42,7 +42,10 @@ from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.tokenizer_json import largest_token_id
 
 _PIXELS, _TOKENS, _LABEL = "pixel_values", "input_ids", "label"
+_TYPES = "token_type_ids"
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_PATHS = {"path", "processor", "tokenizer"}
+"""Fields whose content is digested, and not the path."""
 _MOST_TOKENS = 4096
 """A tokenizer that states a larger limit states none."""
 
@@ -57,6 +60,9 @@ class ImageCaptionsConfig(SourceConfig):
     processor: str
     """A checkpoint's folder with its tokenizer, image processor and config.json; relative to
     pipeline.yaml."""
+    tokenizer: str | None = None
+    """Folder of an encoder of texts, with its tokenizer and config.json, if `processor` is that of
+    an encoder of images alone; relative to pipeline.yaml."""
     image: str = "image"
     """Key of a record's image: a path relative to the file, a `data:` URL, or the content of an
     image. Nothing is downloaded."""
@@ -115,14 +121,14 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         _add_image_problems(samples, problems, decode=False)
         return [
             *draw_problems(config),
-            *_processor_problems(context.base / config.processor),
+            *_folder_problems(config, context),
             *file_problems(config.path, context),
             *problems,
         ]
 
     def facts(self, config: ImageCaptionsConfig, context: SourceContext) -> DataFacts:
         """Return the inputs, the largest token that can occur, and the labels."""
-        folder = context.base / config.processor
+        folder = _text_folder(config, context)
         tokenizer = folder / "tokenizer.json"
         tokens = InputFacts(_TOKENS, "int64", (None,), largest_token_id(tokenizer), str(tokenizer))
         pixels = InputFacts(_PIXELS, "float32", (3, None, None))
@@ -148,11 +154,14 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         return digest_json(
             {
                 "version": 1,
-                "config": config.model_dump(mode="json", exclude={"path", "processor"}),
+                "config": config.model_dump(
+                    mode="json", exclude={"path", "processor", "tokenizer"}
+                ),
                 "files": [digest_file(file) for file in files],
                 **layouts_digested(files),
                 "images": [digest_file(image) for image in sorted(images)],
                 "processor": {file.name: digest_file(file) for file in companions},
+                **_tokenizer_digested(config, context),
             }
         )
 
@@ -168,7 +177,8 @@ class ImageCaptions(DataSource[ImageCaptionsConfig]):
         problems = ProblemList()
         _add_image_problems(drawn, problems, decode=True)
         problems.raise_if_any()
-        return _Captions(drawn, real_path(context.base / config.processor), config.background)
+        folders = context.base / config.processor, _text_folder(config, context)
+        return _Captions(drawn, folders, config.background)
 
 
 class _Captions(Dataset):
@@ -176,12 +186,15 @@ class _Captions(Dataset):
 
     label_name = _LABEL
 
-    def __init__(self, samples: Sequence[CaptionedImage], folder: Path, background: str) -> None:
+    def __init__(
+        self, samples: Sequence[CaptionedImage], folders: tuple[Path, Path], background: str
+    ) -> None:
+        """Tokenize the texts; the folders are those of image processor and tokenizer."""
         from compressor.models.families.transformers.image_processor import open_image_processor
 
         self._samples, self._background = samples, background
-        self._images = open_image_processor(folder)
-        self._tokens = _encode_texts(folder, [sample.text for sample in samples])
+        self._images = open_image_processor(real_path(folders[0]))
+        self._tokens = _encode_texts(real_path(folders[1]), [sample.text for sample in samples])
         self._label_N = _labels(samples)
         self.input_names = (*self._tokens, _PIXELS)
 
@@ -226,7 +239,10 @@ def _encode_texts(folder: Path, texts: list[str]) -> dict[str, Array]:
         )
     except Exception as error:  # transformers raises classes of several libraries
         raise DataError(f"the tokenizer of {folder} fails: {error}") from error
-    return {name: encoding[name].astype(np.int64) for name in names if name in encoding}
+    arrays = {name: encoding[name].astype(np.int64) for name in names if name in encoding}
+    if _TYPES in names and _TYPES not in arrays:  # tokenizers of no class of their own
+        arrays[_TYPES] = np.zeros_like(arrays[_TOKENS])
+    return arrays
 
 
 def _class_inputs(folder: Path) -> tuple[str, ...]:
@@ -308,8 +324,33 @@ def _add_image_problems(
                 problems.add(f"{where}: {problem}")
 
 
+def _text_folder(config: ImageCaptionsConfig, context: SourceContext) -> Path:
+    """Return the folder of the tokenizer, whose class names the arrays of texts."""
+    return context.base / (config.tokenizer or config.processor)
+
+
+def _tokenizer_digested(config: ImageCaptionsConfig, context: SourceContext) -> dict[str, Any]:
+    """Return the digests of a tokenizer that lies in a folder of its own."""
+    if config.tokenizer is None:
+        return {}
+    companions = config_and_companions(_text_folder(config, context))
+    return {"tokenizer": {file.name: digest_file(file) for file in companions}}
+
+
+def _folder_problems(config: ImageCaptionsConfig, context: SourceContext) -> list[str]:
+    folder, text = context.base / config.processor, _text_folder(config, context)
+    if config.tokenizer is None:
+        return _processor_problems(folder)
+    problems = [] if (text / CONFIG).is_file() else [f"no {CONFIG} in {text}"]
+    return [*_image_problems(folder), *problems, *tokenizer_folder_problems(text)]
+
+
 def _processor_problems(folder: Path) -> list[str]:
+    return [*_image_problems(folder), *tokenizer_folder_problems(folder)]
+
+
+def _image_problems(folder: Path) -> list[str]:
     problems = [] if (folder / CONFIG).is_file() else [f"no {CONFIG} in {folder}"]
     if not any((folder / name).is_file() for name in _PROCESSORS):
         problems.append(f"no {_PROCESSORS[0]} in {folder}")
-    return [*problems, *tokenizer_folder_problems(folder)]
+    return problems

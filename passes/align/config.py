@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from compressor.config.record import DataName
+from compressor.config.record import DataName, StepName
 from compressor.engine.contract import PassConfig
 from passes.common.config import TrainingConfig, validation_problems
-from passes.common.field_problems import raise_problems
+from passes.common.field_problems import is_set, raise_problems
 
 Kind = Literal["image", "text", "audio"]
 
@@ -17,6 +17,12 @@ Kind = Literal["image", "text", "audio"]
 class AlignConfig(PassConfig):
     """Fields of an ``align`` step."""
 
+    other: StepName | None = None
+    """Step or artifact directory with a second encoder: one of images and one of texts become
+    transformers' VisionTextDualEncoder, with a projection behind each. Both are classes of
+    transformers with a `pooler_output`, such as ViTModel and BertModel."""
+    projection_dim: Annotated[int, Field(ge=1)] = 512
+    """Width of the embeddings of both encoders; only with `other`."""
     train: DataName = "train"
     """Data set of pairs to train on, such as one of `text-pairs` or `image-captions`."""
     validation: DataName | None = "validation"
@@ -61,5 +67,7 @@ class AlignConfig(PassConfig):
             )
         if len(set(self.freeze)) != len(self.freeze):
             problems.append("`freeze` names a tower twice: name each once")
+        if self.other is None and is_set(self, "projection_dim"):
+            problems.append("`projection_dim` has no effect without `other`: leave it out")
         raise_problems(problems)
         return self

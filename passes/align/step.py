@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
+    OUTPUT,
     DataNeed,
     Estimate,
     Pass,
@@ -28,7 +30,8 @@ class Align(Pass[AlignConfig]):
     The model is one encoder for queries and passages, such as `sentence-encoder` or BERT, with
     data of `text-pairs`; or a model of two kinds, such as CLIP, SigLIP or transformers'
     VisionTextDualEncoder, with data of `image-captions`. The result is a model of the same class.
-    The loss compares each pair with the others of its batch, except those that share its image,
+    With `other`, an encoder of images and one of texts are joined to a VisionTextDualEncoder. The
+    loss compares each pair with the others of its batch, except those that share its image,
     passage or query.
     """
 
@@ -42,7 +45,10 @@ class Align(Pass[AlignConfig]):
 
     def data_needs(self, config: AlignConfig) -> tuple[DataNeed, ...]:
         """Return the data sets to train on and to evaluate; both need labels, which are pairs."""
-        return training_needs(config.train, config.validation, "type: align")
+        needs = training_needs(config.train, config.validation, "type: align")
+        if config.other is None:
+            return needs
+        return tuple(replace(need, role=OUTPUT) for need in needs)
 
     def estimate(self, config: AlignConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of the model.
@@ -52,9 +58,10 @@ class Align(Pass[AlignConfig]):
         """
         from passes.align.estimates import align_estimate
 
-        problems = model_problems(config, parent)
-        check_no_problems([*problems, *data_problems(config, parent, context.data)])
-        return align_estimate(config, parent)
+        model = _trained_model(config, parent, context.facts.get("other"))
+        problems = model_problems(config, model)
+        check_no_problems([*problems, *data_problems(config, model, context.data)])
+        return align_estimate(config, model)
 
     def requires(self, config: AlignConfig, parent: Artifact, context: PassContext) -> None:
         """Check that the fields apply, and that the weights are finite.
@@ -65,8 +72,13 @@ class Align(Pass[AlignConfig]):
         """
         from compressor.models.checkpoint.finite import check_finite
 
-        check_no_problems(model_problems(config, facts_of(parent.model)))
+        other = context.artifacts.get("other")
+        second = None if other is None else facts_of(other.model)
+        model = _trained_model(config, facts_of(parent.model), second)
+        check_no_problems(model_problems(config, model))
         check_finite(parent.model)
+        if other is not None:
+            check_finite(other.model)
 
     def run(
         self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext
@@ -83,3 +95,16 @@ class Align(Pass[AlignConfig]):
         from passes.common.requirements import check_saved_model
 
         check_saved_model(out, context.device)
+
+
+def _trained_model(config: AlignConfig, parent: ModelFacts, other: ModelFacts | None) -> ModelFacts:
+    """Return the model that is trained: the parent, or both encoders joined.
+
+    Raises:
+        RequirementError: the encoders cannot be joined.
+    """
+    if other is None:
+        return parent
+    from passes.align.joining import join_facts
+
+    return join_facts(parent, other, config.projection_dim)

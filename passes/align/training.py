@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import log
@@ -16,6 +17,7 @@ from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.evaluation.outputs import TEXTS
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import read_description
@@ -23,6 +25,7 @@ from compressor.models.checkpoint.loading import load_module
 from passes.align.checks import trained_output
 from passes.align.config import AlignConfig
 from passes.align.encoder import PairEncoder, has_unit_length, scaling_of
+from passes.align.joining import copy_files, join, join_modules
 from passes.align.pairs import LABEL, PairedSamples, PairSamples, evaluate_retrieval
 from passes.common.contrastive import equal_pairs, infonce, sigmoid_loss
 from passes.common.device import prepare_torch
@@ -46,10 +49,9 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
         RequirementError: a field does not apply to the module.
     """
     device = prepare_torch(context)
-    description = read_description(parent.model)
-    model = load_module(description, context.device)
-    pair = description.require(Embeddings).pair
-    outputs = (trained_output(config, description),) if pair is None else _texts_last(pair)
+    architecture, model, copy_companions_to = _load(config, parent, context)
+    pair = architecture.require(Embeddings).pair
+    outputs = (trained_output(config, architecture),) if pair is None else _texts_last(pair)
     encoder = PairEncoder(
         model,
         outputs,
@@ -67,10 +69,28 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     result = fit(encoder, task, config.training, settings, callbacks)
     scaling.limit()
     _note_lengths(config, encoder, task.dataset, context)
-    description.family.save(model, description.config, out)
-    copy_companions(parent.model, out)
+    architecture.family.save(model, architecture.config, out)
+    copy_companions_to(out)
     summary = {"pairs": len(task.dataset), "kinds": list(kinds), "outputs": list(outputs)}
     return PassOutput(result.summary() | summary | scaling.summary())
+
+
+def _load(
+    config: AlignConfig, parent: Artifact, context: PassContext
+) -> tuple[Architecture, nn.Module, Callable[[Path], None]]:
+    """Return the model that is trained, and a function that copies its tokenizer and processor.
+
+    Projections of joined encoders are drawn from the seed of the run.
+    """
+    first = read_description(parent.model)
+    if config.other is None:
+        return first, load_module(first, context.device), partial(copy_companions, parent.model)
+    second = read_description(context.artifacts["other"].model)
+    joined = join(first, second, config.projection_dim)
+    encoders = load_module(first), load_module(second)
+    torch.manual_seed(context.seed)
+    model = join_modules(joined, *encoders, context.device)
+    return joined.architecture, model, partial(copy_files, joined, first.folder, second.folder)
 
 
 class Scaling(nn.Module):

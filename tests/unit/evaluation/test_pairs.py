@@ -132,6 +132,23 @@ def test_captions_go_through_the_real_processor_of_clip(captions):
         assert measure(session, data, "recall@1")["recall@1"] == (pytest.approx(right), 4)
 
 
+def test_captions_of_two_encoders_have_the_arrays_of_the_encoder_of_texts(captions):
+    CLASSES["bert"].build().save_pretrained(captions / "bert")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (captions / "bert" / name).write_bytes((captions / "model" / name).read_bytes())
+    joint, own = load(captions), load(captions, tokenizer="bert")
+    batch, expected = own.batch(np.arange(3)), joint.batch(np.arange(3))
+    assert set(own.input_names) == {*joint.input_names, "token_type_ids"}
+    assert not batch["token_type_ids"].any()
+    np.testing.assert_array_equal(batch["pixel_values"], expected["pixel_values"])
+    (captions / "bert" / "tokenizer.json").unlink()
+    config = ImageCaptionsConfig(
+        source="image-captions", path="pairs.jsonl", processor="model", tokenizer="bert"
+    )
+    (problem,) = ImageCaptions().problems(config, SourceContext(base=captions))
+    assert "there is no tokenizer at" in problem and "bert" in problem
+
+
 @pytest.mark.parametrize(
     ("fields", "metrics", "message"),
     [

@@ -39,30 +39,32 @@ def text_pairs(pairs=PAIRS):
     return ArrayDataset(arrays, ("input_ids", "attention_mask"), "label")
 
 
-def captioned_images(count=12):
+def captioned_images(count=12, *, has_types=False):
     """Return images of one colour with captions; each image has two."""
     rng = np.random.default_rng(1)
     images = np.repeat(rng.normal(size=(count, 3, 1, 1)), 2, axis=0) * np.ones((1, 1, 32, 32))
     tokens = rng.integers(5, 90, (2 * count, 6))
     tokens[:, -1] = 95
     arrays = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
-    arrays |= {"pixel_values": images.astype(np.float32)}
-    arrays |= {"label": np.arange(2 * count) // 2 * 2}
-    return ArrayDataset(arrays, ("input_ids", "attention_mask", "pixel_values"), "label")
+    if has_types:
+        arrays["token_type_ids"] = np.zeros_like(tokens)
+    arrays["pixel_values"] = images.astype(np.float32)
+    return ArrayDataset(arrays | {"label": np.arange(2 * count) // 2 * 2}, tuple(arrays), "label")
 
 
 DATA = {
     "texts": text_pairs(),
     "images": captioned_images(),
+    "typed": captioned_images(has_types=True),
     "one": text_pairs(1),
     "unlabelled": ArrayDataset({"input_ids": np.zeros((4, 6), np.int64)}, ("input_ids",)),
 }
 
 
-def create_context(folder, notes=None):
+def create_context(folder, notes=None, artifacts=None):
     folder.mkdir(parents=True, exist_ok=True)
     return PassContext(
-        artifacts={},
+        artifacts=artifacts or {},
         data=DATA.__getitem__,
         work=folder,
         seed=0,
@@ -102,12 +104,12 @@ def clip(tmp_path_factory):
     return saved_class("clip", tmp_path_factory.mktemp("clip"))
 
 
-def run(parent, folder, notes=None, **fields):
+def run(parent, folder, notes=None, artifacts=None, **fields):
     data = fields.pop("data", "texts")
     config = config_of({"train": data, "validation": data, "training": TRAINING, **fields})
     out = folder / "out"
     out.mkdir(parents=True)
-    context = create_context(folder / "work", notes)
+    context = create_context(folder / "work", notes, artifacts)
     Align().requires(config, parent, context)
     summary = Align().run(config, parent, out, context).summary
     Align().ensures(config, parent, out, context)
@@ -207,6 +209,68 @@ def test_siglip_trains_its_own_bias(tmp_path):
     assert theirs.logit_bias.item() == pytest.approx(summary["bias"])
     first = transformers.SiglipModel.from_pretrained(parent.model)
     assert theirs.logit_bias.item() != first.logit_bias.item()
+
+
+@pytest.fixture(scope="module")
+def towers(tmp_path_factory):
+    """Return encoders of images and of texts, and one with a head for masked tokens."""
+    folder = tmp_path_factory.mktemp("towers")
+    fields = CLASSES["bert"].fields
+    vision = CLASSES["clip"].fields["vision_config"]
+    classes = {
+        "vit": TinyClass("ViTModel", "vit", "image", vision),
+        "bert": TinyClass("BertModel", "bert", "text", fields),
+        "mlm": TinyClass("BertForMaskedLM", "bert", "text", fields),
+    }
+    for name, case in classes.items():
+        case.build().save_pretrained(folder / name)
+    (folder / "vit" / "preprocessor_config.json").write_text("{}")
+    (folder / "vit" / "tokenizer.json").write_text("of another model")
+    (folder / "bert" / "tokenizer.json").write_text("{}")
+    return {name: artifact(folder / name) for name in classes}
+
+
+@pytest.mark.parametrize("first", ["vit", "bert"])
+def test_two_frozen_encoders_become_one_checkpoint_whose_projections_learn(towers, tmp_path, first):
+    second = "bert" if first == "vit" else "vit"
+    fields = {"other": "second", "projection_dim": 24, "freeze": ["image", "text"]}
+    fields |= {"temperature": 0.2, "training": TRAINING | {"steps": 60, "batch_size": 24}}
+    out, summary = run(
+        towers[first], tmp_path, data="typed", artifacts={"other": towers[second]}, **fields
+    )
+    history = summary["history"][-1]
+    assert history["slices"]["recall@5:text_embeds"] > 0.6
+    theirs = transformers.VisionTextDualEncoderModel.from_pretrained(out).eval()
+    for name, tower in (("vit", theirs.vision_model), ("bert", theirs.text_model)):
+        expected = type(tower).from_pretrained(towers[name].model).state_dict()
+        torch.testing.assert_close(tower.state_dict(), expected, rtol=0, atol=0)
+    assert sorted(file.name for file in out.iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "tokenizer.json",
+    ]
+    assert (out / "tokenizer.json").read_text() == "{}"
+    after = measured(out, "typed", "recall@5:text_embeds")
+    assert after["recall@5:text_embeds"] == pytest.approx(history["slices"]["recall@5:text_embeds"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("vit", "vit", "both encoders are of images"),
+        ("vit", "clip", "the other encoder is no encoder of images alone"),
+        ("vit", "sentences", "of the family sentence-encoder, which VisionTextDualEncoder"),
+        ("mlm", "vit", "the parent has no `pooler_output`; it has logits"),
+    ],
+)
+def test_encoders_that_cannot_be_joined_are_a_plan_error(request, towers, first, second, message):
+    facts = [
+        facts_of((towers[name] if name in towers else request.getfixturevalue(name)).model)
+        for name in (first, second)
+    ]
+    with pytest.raises(RequirementError, match=message):
+        Align().estimate(config_of({"other": "x"}), facts[0], PlanContext({"other": facts[1]}))
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
