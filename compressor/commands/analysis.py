@@ -229,7 +229,7 @@ def lint(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what a runtime rejects in a graph or a packed checkpoint.
+    """List what a runtime rejects in a model.
 
     Of a graph, what it holds is shown first (float types, products, integers, control flow), and
     nodes that the runtime computes in float are listed as well. Of a checkpoint with 2

@@ -239,7 +239,7 @@ def restore(
     signature: RequireSignature = False,
     key: PublicKey = None,
 ) -> None:
-    """Unpack an archive into a store, checking all that can be checked.
+    """Unpack an archive into a store, with all checks.
 
     With `--key`, it must be signed with that key, or with one of that keyring. The artifact is
     marked as imported, and by whom it was signed. Exits with code 4 if anything differs from the

@@ -158,7 +158,7 @@ def export_adapter(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write a LoRA adapter as a file that ONNX Runtime and onnxruntime-genai load for one graph.
+    """Write a LoRA adapter as an .onnx_adapter file for one graph.
 
     The file has no checksum and does not name its graph; `generate` and `serve` read the adapter
     itself, and compare both.

@@ -28,20 +28,22 @@ def trial_problem(
     module: str,
     content: bytes,
     *,
-    cpu_seconds: int = CPU_SECONDS,
-    memory_bytes: int = MEMORY_BYTES,
+    cpu_seconds: int | None = None,
+    memory_bytes: int | None = None,
 ) -> str | None:
     """Run the module of a trial in a child; return what is wrong, None if it ended well.
 
     Args:
         module: its full name.
         content: what it reads from stdin.
-        cpu_seconds: limit of its computing time.
-        memory_bytes: limit of its memory.
+        cpu_seconds: limit of its computing time; by default ``CPU_SECONDS``.
+        memory_bytes: limit of its memory; by default ``MEMORY_BYTES``.
 
     Returns:
         The rest of a sentence that names the subject of the trial: ``does not end within 10 s``.
     """
+    cpu_seconds = CPU_SECONDS if cpu_seconds is None else cpu_seconds
+    memory_bytes = MEMORY_BYTES if memory_bytes is None else memory_bytes
     root = str(Path(next(iter(compressor.__path__))).parent)
     paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     try:

@@ -176,6 +176,7 @@ def _task(
         validation,
         scaling,
         partial(evaluate_retrieval, kinds=kinds),
+        keeps_frozen=True,
     )
     return task, kinds
 

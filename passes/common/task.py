@@ -32,6 +32,9 @@ class Task:
     """Module that is trained with the model and not part of it, such as projections of features."""
     evaluate: Evaluator = evaluate_accuracy
     """Evaluates the model on the validation set; by default the accuracy of its ``logits``."""
+    keeps_frozen: bool = False
+    """True if parameters that need no gradient never change: they are neither saved nor copied.
+    False where something else sets them, as observers set scales."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 The same model, task, config and seed give the same weights bit for bit, on one machine with one
 number of threads, however often the run is killed and resumed in between. The only files are the
-checkpoints. Parameters that need no gradient are neither saved nor copied.
+checkpoints.
 """
 
 from __future__ import annotations
@@ -109,10 +109,12 @@ class _Loop:
         check_batch_norm(config, self.learners)
         if task.validation is not None and task.evaluate is evaluate_accuracy:
             check_labels(task.validation)
+        self.frozen = _frozen_names(model) if task.keeps_frozen else frozenset()
+        """Names of the parameters of the model that never change."""
         self.batch_norms = _batch_norms(self.learners)
         self.weights = [weight for weight in self.learners.parameters() if weight.requires_grad]
         self.optimizer = _build_optimizer(self.weights, config)
-        self.averaged = _copy_to_average(model) if config.ema_decay else None
+        self.averaged = _copy_to_average(model, self.frozen) if config.ema_decay else None
         self.best: dict[str, Tensor] | None = None
         self.sampler = Sampler(len(task.dataset), config.batch_size, settings.seed)
         self.sampler.skip(self.stretch.start)
@@ -182,7 +184,7 @@ class _Loop:
         if self.averaged is not None:
             taken = state.step - self.stretch.start
             decay = min(config.ema_decay, (1 + taken) / (10 + taken))
-            _update_average(self.averaged, self.model, decay)
+            _update_average(self.averaged, self.model, decay, self.frozen)
         for name, value in values.items():
             state.sums[name] = state.sums.get(name, 0.0) + value
         state.summed += 1
@@ -214,8 +216,12 @@ class _Loop:
 
     def _trained(self, module: nn.Module) -> dict[str, Tensor]:
         """Return the state of the model, or of its average, without frozen parameters."""
-        frozen = _frozen_names(self.model)
-        return {name: t for name, t in module.state_dict().items() if name not in frozen}
+        return {name: t for name, t in module.state_dict().items() if name not in self.frozen}
+
+    @property
+    def _frozen_learners(self) -> frozenset[str]:
+        """Names in ``learners``, of which the model is the first."""
+        return frozenset(f"0.{name}" for name in self.frozen)
 
     def _evaluated_module(self) -> nn.Module:
         return self.model if self.averaged is None else self.averaged
@@ -226,7 +232,7 @@ class _Loop:
     def _finish(self, resumed_from: int | None) -> TrainingResult:
         state = self.state
         weights = self.best if self.best is not None else self._trained(self._evaluated_module())
-        _load(self.model, {name: tensor.clone() for name, tensor in weights.items()})
+        _load(self.model, {name: tensor.clone() for name, tensor in weights.items()}, self.frozen)
         self.model.eval()
         return TrainingResult(
             history=state.history,
@@ -249,7 +255,7 @@ class _Loop:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def _save(self, sampler: dict[str, Any]) -> None:
-        frozen, state = _frozen_names(self.learners), self.learners.state_dict()
+        frozen, state = self._frozen_learners, self.learners.state_dict()
         tensors = {
             "learners": {name: t for name, t in state.items() if name not in frozen},
             "optimizer": self.optimizer.state_dict(),
@@ -270,33 +276,34 @@ class _Loop:
         except UnusableCheckpointError as error:
             self.callbacks.note(f"{error}: training starts from the first step")
             return None
-        _load(self.learners, saved["learners"])
+        _load(self.learners, saved["learners"], self._frozen_learners)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.averaged is not None:
-            _load(self.averaged, saved["averaged"])
+            _load(self.averaged, saved["averaged"], self.frozen)
         self.best = saved["best"]
         self.sampler.restore(saved["sampler"])
         self.state = _State(**saved["plain"])
         return self.state.step
 
 
-def _frozen_names(module: nn.Module) -> set[str]:
-    """Return the names of the parameters that are not trained."""
+def _frozen_names(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that need no gradient."""
     weights = module.named_parameters(remove_duplicate=False)
-    return {name for name, weight in weights if not weight.requires_grad}
+    return frozenset(name for name, weight in weights if not weight.requires_grad)
 
 
-def _copy_to_average(model: nn.Module) -> nn.Module:
+def _copy_to_average(model: nn.Module, frozen: frozenset[str]) -> nn.Module:
     """Return a copy of a model that shares its frozen parameters."""
-    shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    weights = model.named_parameters(remove_duplicate=False)
+    shared = {id(weight): weight for name, weight in weights if name in frozen}
     return copy.deepcopy(model, shared).requires_grad_(False)
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load(module: nn.Module, state: Mapping[str, Tensor], frozen: frozenset[str]) -> None:
     """Load a state in which only frozen parameters may be missing."""
     missing, unexpected = module.load_state_dict(state, strict=False)
     assert not unexpected  # noqa: S101 - the state was saved by this loop
-    assert {*missing} <= _frozen_names(module)  # noqa: S101
+    assert {*missing} <= frozen  # noqa: S101
 
 
 def _check_loss(terms: Mapping[str, float], step: int) -> None:
@@ -330,9 +337,11 @@ def _build_optimizer(weights: list[nn.Parameter], config: TrainingConfig) -> tor
 
 
 @torch.no_grad()
-def _update_average(averaged: nn.Module, model: nn.Module, decay: float) -> None:
+def _update_average(
+    averaged: nn.Module, model: nn.Module, decay: float, frozen: frozenset[str]
+) -> None:
     """Set averaged ← decay · averaged + (1 − decay) · model; integer buffers are copied."""
-    frozen, old_state = _frozen_names(model), averaged.state_dict()
+    old_state = averaged.state_dict()
     pairs = [
         (old_state[name], tensor)
         for name, tensor in model.state_dict().items()

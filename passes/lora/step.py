@@ -116,7 +116,7 @@ class Lora(Pass[LoraConfig]):
 def _check(config: LoraConfig, parent: ModelFacts) -> None:
     problems = training_problems(config.training, "training", parent)
     architecture: Architecture | None = parent.architecture()
-    if architecture is not None:
+    if architecture is not None and not problems:  # a model that can be trained can be built
         from passes.lora.targets import target_problems
 
         problems += target_problems(config, architecture)

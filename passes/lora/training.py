@@ -217,12 +217,13 @@ def _task(
             dataset,
             lambda outputs, batch, _: hard_cross_entropy(heads.logits(model, outputs), batch),
             validation,
+            keeps_frozen=True,
         )
     module = load_module(teacher.model, context.device).requires_grad_(False)
     student, target = probe_outputs(model, module, dataset)
     shared = shared_heads(heads.logits(model, student), heads.logits(module, target), context.note)
     loss = _Distillation(config, heads, model, module, dataset.input_names, shared)
-    return Task(dataset, loss, validation)
+    return Task(dataset, loss, validation, keeps_frozen=True)
 
 
 def _base_of(parent: Artifact, context: PassContext) -> AdapterBase:

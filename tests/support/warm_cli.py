@@ -88,6 +88,7 @@ def _become(call: WarmCall) -> None:
     os.environ.update(call.environment)
     os.chdir(call.folder)
     sys.argv = ["autoglm-compress", *call.arguments]
+    sys.modules["__main__"] = cli  # Typer takes the name of the program from it
 
 
 if __name__ == "__main__":

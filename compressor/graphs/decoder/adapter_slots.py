@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import ModelError
-from compressor.graphs.values import Array
 from compressor.models.adapters.factors import Factors
 
+Array = np.ndarray[Any, Any]
 SLOTS_KEY = "autoglm_compress.adapter_slots"
 """Metadata key of a decoder for its slots, as JSON."""
 BASE_KEY = "autoglm_compress.adapter_base"

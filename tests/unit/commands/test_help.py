@@ -26,7 +26,7 @@ GROUPS = {
         "eval",
         "bench",
     ],
-    "Models": ["generate", "convert", "serve"],
+    "Models": ["generate", "export-adapter", "convert", "serve"],
     "Environment": ["doctor", "passes"],
 }
 COMMANDS = [command for commands in GROUPS.values() for command in commands]

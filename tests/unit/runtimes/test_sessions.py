@@ -41,8 +41,8 @@ def test_torch_runs_and_returns_only_the_outputs_of_the_family(tmp_path):
 
 
 def test_a_format_without_a_runtime_is_refused_by_name(tmp_path):
-    with pytest.raises(UsageError, match="format 'gguf': no runtime executes it"):
-        open_session("gguf", tmp_path, threads=1)
+    with pytest.raises(UsageError, match="format 'delta': no runtime executes it"):
+        open_session("delta", tmp_path, threads=1)
 
 
 SPECS = (InputSpec("x", "float32", ("batch", 3)), InputSpec("n", "int64", ("batch", "length")))

@@ -169,9 +169,9 @@ def test_a_reference_that_no_runtime_executes_is_an_error(
     toy_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_comparison(toy_pipeline, "    reference: second\n")
-    monkeypatch.setattr("toy.Toy.produces", "gguf")
+    monkeypatch.setattr("toy.Toy.produces", "delta")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
-    assert "'second' cannot be the reference: no runtime executes gguf" in message(toy_pipeline)
+    assert "'second' cannot be the reference: no runtime executes delta" in message(toy_pipeline)
 
 
 def test_a_gate_on_a_step_before_the_reference_is_an_error(toy_pipeline: Path) -> None:
