@@ -12,7 +12,7 @@ import numpy as np
 from compressor.data.contract import DataFacts, Dataset, InputFacts
 from compressor.engine.contract import DataNeed
 from compressor.evaluation.embeddings import passage_count, whole_recall
-from compressor.evaluation.metrics import recall_count, reference_metrics
+from compressor.evaluation.metrics import metric_named, recall_count, reference_metrics
 from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
 from compressor.evaluation.records import TEXT_METRICS, AccuracyConfig, EvaluateConfig
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
@@ -91,13 +91,15 @@ def _recall_problems(
     if facts.retrieval_labels is None:
         return
     labels = facts.retrieval_labels[: accuracy.num_samples]
-    whole: dict[int, list[str]] = {}
+    whole: dict[tuple[int, bool], list[str]] = {}
     for name in accuracy.metrics:
         count = recall_count(name)
-        passages = passage_count(labels, output_of(name, signature.outputs))
+        is_reverse = metric_named(name).is_reverse
+        output = output_of(name, signature.outputs)
+        passages = passage_count(labels, output, is_reverse=is_reverse)
         if count is not None and count >= passages:
-            whole.setdefault(passages, []).append(name)
-    for passages, names in whole.items():
+            whole.setdefault((passages, is_reverse), []).append(name)
+    for (passages, _), names in whole.items():
         yield whole_recall(names, passages, accuracy.data)
 
 

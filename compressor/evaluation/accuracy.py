@@ -11,7 +11,7 @@ from compressor.artifacts.manifest import Metric
 from compressor.data.contract import Batch, Dataset
 from compressor.errors import DataError, NumericalError, UsageError
 from compressor.evaluation.calls import Calls, plan_calls
-from compressor.evaluation.embeddings import PairScorer, RetrievalScorer
+from compressor.evaluation.embeddings import PairScorer, RetrievalScorer, ReverseScorer
 from compressor.evaluation.intervals import bootstrap_mean_interval, proportion_interval
 from compressor.evaluation.logits import LogitsScorer
 from compressor.evaluation.metrics import (
@@ -121,12 +121,12 @@ def _scorers(
     generating: GeneratingModel | None,
 ) -> list[OutputScorer]:
     """Return one scorer for each output and kind of metrics, in the order of the metrics."""
-    groups: dict[tuple[str, str], list[str]] = {}
+    groups: dict[tuple[str, str, bool], list[str]] = {}
     for name in config.metrics:
-        output = output_of(name, session.output_names)
-        groups.setdefault((metric_named(name).scale, output), []).append(name)
+        metric, output = metric_named(name), output_of(name, session.output_names)
+        groups.setdefault((metric.scale, output, metric.is_reverse), []).append(name)
     scorers: list[OutputScorer] = []
-    for (scale, output), names in groups.items():
+    for (scale, output, is_reverse), names in groups.items():
         metrics = tuple(names)
         if scale == "values":
             scorers.append(ValuesScorer(metrics, output))
@@ -136,6 +136,8 @@ def _scorers(
             scorers.append(_transcript_scorer(metrics, output, dataset, config, generating))
         elif (other := paired_output(output, session.output_names)) is not None:
             scorers.append(PairScorer(metrics, (output, other), dataset.label_name, config.data))
+        elif is_reverse:
+            scorers.append(ReverseScorer(metrics, output, dataset.label_name, config.data))
         elif has_vectors(output):
             scorers.append(RetrievalScorer(metrics, output, dataset.label_name, config.data))
         else:

@@ -106,6 +106,38 @@ class RetrievalScorer(OutputScorer):
         )
 
 
+class ReverseScorer(RetrievalScorer):
+    """Scores the other direction: each passage that has a query is scored on finding one.
+
+    The products are those of the passage's embedding with those of all queries; any query of the
+    passage answers it.
+    """
+
+    def finish(self) -> Scores:
+        """Return the scores of all passages that have a query.
+
+        Raises:
+            DataError: labels are not positions of passages, or a metric finds all queries.
+        """
+        vectors_NH, labels_N = np.concatenate(self.vectors), np.concatenate(self.labels)
+        queries_Q, passages_P = split_labels(labels_N, self.data)
+        _check_counts(self.metrics, len(queries_Q), self.data)
+        searching = np.intersect1d(passages_P, labels_N[queries_Q])
+        chunks: dict[str, list[Array]] = {name: [] for name in self.metrics}
+        step = max(1, MAX_CHUNK_VALUES // len(queries_Q))
+        for start in range(0, len(searching), step):
+            at = searching[start : start + step]
+            products = vectors_NH[at] @ vectors_NH[queries_Q].T
+            # The query that is found first.
+            own = np.where(labels_N[queries_Q] == at[:, None], products, -np.inf).argmax(axis=1)
+            for name in self.metrics:
+                chunks[name].append(metric_named(name).score(products, own))
+        values = {name: np.concatenate(parts) for name, parts in chunks.items()}
+        scored = dict.fromkeys(self.metrics, np.isin(np.arange(len(labels_N)), searching))
+        everything = np.ones(len(labels_N), dtype=np.bool_)
+        return Scores(values, scored, everything, NOTHING, NOTHING)
+
+
 class PairScorer(OutputScorer):
     """Scores the embeddings of two kinds, such as images and their captions, [N, H] each.
 
@@ -204,21 +236,27 @@ def _check_counts(names: Sequence[str], passages: int, data: str) -> None:
 
 
 def whole_recall(names: Sequence[str], passages: int, data: str) -> tuple[str, str]:
-    """Return the problem of metrics that find all passages of a data set, and its remedy."""
+    """Return the problem of metrics of one direction that find everything, and its remedy."""
+    found, plural, seeker = "passage", "passages", "query"
+    if metric_named(names[0]).is_reverse:
+        found, plural, seeker = "query", "queries", "passage"
     return (
         f"{', '.join(names)} is 1 for every model: the data set {data!r} has {passages} "
-        f"passage{'' if passages == 1 else 's'} that a query can find",
-        "name a smaller K in `metrics`, or a data set with more passages",
+        f"{found if passages == 1 else plural} that a {seeker} can find",
+        f"name a smaller K in `metrics`, or a data set with more {plural}",
     )
 
 
-def passage_count(labels: Sequence[int], output: str) -> int:
-    """Return the number of passages that a query can find.
+def passage_count(labels: Sequence[int], output: str, *, is_reverse: bool = False) -> int:
+    """Return the number of passages that a query can find, or of queries that a passage can find.
 
     Args:
         labels: labels of the samples, of texts or of pairs of images and texts.
         output: the output of the queries.
+        is_reverse: True if passages look for queries.
     """
+    if is_reverse:
+        return sum(label != IGNORED_LABEL for label in labels)
     if IGNORED_LABEL in labels:
         return sum(label == IGNORED_LABEL for label in labels)
     if output != TEXTS:
@@ -255,18 +293,29 @@ def _mean_over_positions(values_NTH: Array, batch: Batch) -> Array:
     return weighted_NH
 
 
-def _score_retrieval(names: list[str], embeddings: _Embeddings, data: str) -> dict[str, Array]:
-    """Return one float64 per query for each metric; queries are scored in chunks."""
-    labels_N = embeddings.labels_N
+def split_labels(labels_N: Array, data: str) -> tuple[Array, Array]:
+    """Return the positions of queries and of passages.
+
+    Raises:
+        DataError: labels are not positions of passages.
+    """
     queries_Q = np.flatnonzero(labels_N != IGNORED_LABEL)
     passages_P = np.flatnonzero(labels_N == IGNORED_LABEL)
-    labels_Q = labels_N[queries_Q]
-    if labels_N.ndim != 1 or not len(queries_Q) or not np.isin(labels_Q, passages_P).all():
+    is_plain = labels_N.ndim == 1 and len(queries_Q) > 0
+    if not is_plain or not np.isin(labels_N[queries_Q], passages_P).all():
         raise DataError(
             f"labels of {data!r} are not positions of passages; "
             f"passages must have the label {IGNORED_LABEL}",
             remedy="name a data set of `text-pairs`, or use only `cosine`, which needs no labels",
         )
+    return queries_Q, passages_P
+
+
+def _score_retrieval(names: list[str], embeddings: _Embeddings, data: str) -> dict[str, Array]:
+    """Return one float64 per query for each metric; queries are scored in chunks."""
+    labels_N = embeddings.labels_N
+    queries_Q, passages_P = split_labels(labels_N, data)
+    labels_Q = labels_N[queries_Q]
     _check_counts(names, len(passages_P), data)
     target_Q = np.searchsorted(passages_P, labels_Q)
     values: dict[str, list[Array]] = {name: [] for name in names}

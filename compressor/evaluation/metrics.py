@@ -32,7 +32,7 @@ The target is labels, int [P], or the logits of a reference, [P, C].
 """
 
 _FRACTION, _SIGNED = (0.0, 1.0), (-1.0, 1.0)
-_RECALL = re.compile(r"recall@([1-9]\d{0,8})")
+_RECALL = re.compile(r"(reverse_)?recall@([1-9]\d{0,8})")
 _PLUGIN_SCALES = ("classes", "values", "scalar")
 IGNORED_LABEL = -100
 """Label of a position that is not scored, as in transformers."""
@@ -68,6 +68,8 @@ class AccuracyMetric:
     """True if the logits of a position are a distribution over classes, and not only a ranking."""
     is_retrieval: bool = False
     """True if only embeddings are scored, on the retrieval of passages."""
+    is_reverse: bool = False
+    """True if passages look for their queries."""
     smallest_slice: int = 1
     """Number of samples from which the metric is defined."""
     bounds: tuple[float, float] = (0.0, math.inf)
@@ -114,7 +116,8 @@ def is_metric(name: str) -> bool:
 
 def known_metrics() -> list[str]:
     """Return the names of all metrics, for messages."""
-    return [*METRICS, "recall@1", "recall@10", *discovery.names(discovery.METRICS)]
+    retrieval = ("recall@1", "recall@10", "reverse_recall@1")
+    return [*METRICS, *retrieval, *discovery.names(discovery.METRICS)]
 
 
 def metric_named(name: str) -> AccuracyMetric:
@@ -123,8 +126,14 @@ def metric_named(name: str) -> AccuracyMetric:
     base = name.partition(":")[0]
     if count is None:
         return METRICS[base] if base in METRICS else _plugin_metric(base)
-    score = partial(_recall, count=count)
-    return AccuracyMetric("fraction", "higher", score, is_retrieval=True, bounds=_FRACTION)
+    return AccuracyMetric(
+        "fraction",
+        "higher",
+        partial(_recall, count=count),
+        is_retrieval=True,
+        is_reverse=name.startswith("reverse_"),
+        bounds=_FRACTION,
+    )
 
 
 @cache
@@ -187,9 +196,9 @@ def _code_digest(plugin: object) -> str:
 
 
 def recall_count(name: str) -> int | None:
-    """Return K of the metric ``recall@K``; None for other metrics."""
+    """Return K of the metric ``recall@K`` or ``reverse_recall@K``; None for other metrics."""
     recall = _RECALL.fullmatch(name.partition(":")[0])
-    return None if recall is None else int(recall[1])
+    return None if recall is None else int(recall[2])
 
 
 def _top1(logits_PC: Array, labels_P: Array) -> Array:
@@ -348,5 +357,5 @@ METRICS: dict[str, AccuracyMetric] = {
     "wer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
     "cer": AccuracyMetric("", "lower", _error_rate, scale="transcript"),
 }
-"""The metrics of this project that ``evaluate.accuracy.metrics`` may name, beside ``recall@K`` of
-any K; other packages add theirs."""
+"""The metrics of this project that ``evaluate.accuracy.metrics`` may name, beside ``recall@K`` and
+``reverse_recall@K`` of any K; other packages add theirs."""

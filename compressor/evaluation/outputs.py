@@ -89,6 +89,9 @@ def misfit(
             return problem
     if metric_named(request).is_retrieval and not has_vectors(output):
         return f"{base} is of retrieval by embeddings, and `{output}` holds none"
+    if metric_named(request).is_reverse and (other := paired_output(output, outputs)) is not None:
+        count = base.removeprefix("reverse_")
+        return f"{base} is of one encoder of queries and passages; name `{count}:{other}`"
     if scale == "scalar" and output == LOGITS and classes is not None and classes > 1:
         return f"{base} compares one score per sample, and the model has {classes} classes"
     if scale == "transcript" and not has_classes(output) and ":" not in request:

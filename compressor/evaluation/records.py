@@ -33,9 +33,9 @@ class AccuracyConfig(Record):
     `correlation` for one score per sample. A name such as `cosine:pred_boxes` also names the output
     that is scored; by default that is `logits`, or embeddings, or the only output. Probabilities
     are taken as such: `kl:output_0` compares them without a softmax. Embeddings are scored on
-    retrieval: each query by its nearest passages. Of a model of images and texts,
-    `recall@1:text_embeds` finds the image of each text, and `recall@1:image_embeds` a text of each
-    image."""
+    retrieval: each query by its nearest passages, and with `reverse_recall@1` each passage by its
+    nearest queries. Of a model of images and texts, `recall@1:text_embeds` finds the image of each
+    text, and `recall@1:image_embeds` a text of each image."""
     reference: StepName | None = None
     """Step or artifact directory whose outputs are compared with; default: `source`."""
     batch_size: BatchSize = 64

@@ -100,7 +100,7 @@ def labels_of(dataset: Dataset, name: str, *, is_shared: bool) -> Indices:
 
 
 def evaluate_retrieval(
-    encoder: nn.Module, pairs: Dataset, batch_size: int, kinds: tuple[str, str]
+    encoder: nn.Module, pairs: Dataset, batch_size: int, names: tuple[str, str]
 ) -> Evaluation:
     """Return recall@1 of both directions together, and recall@1 and @5 of each as slices.
 
@@ -110,7 +110,8 @@ def evaluate_retrieval(
         encoder: returns ``first`` and ``second`` for a batch of pairs.
         pairs: a data set of pairs.
         batch_size: pairs per call.
-        kinds: names of the two kinds, for the slices: those of queries are named.
+        names: names of the metrics in `evaluate`, with `{}` for `recall@K`: of the first kind in
+            search of the second, and of the second in search of the first.
 
     Raises:
         DataError: the labels are not those of pairs.
@@ -119,14 +120,14 @@ def evaluate_retrieval(
     outputs, labels_N = _encode(encoder, pairs, batch_size)
     _, index, inverse_N = np.unique(labels_N, return_index=True, return_inverse=True)
     scored = ScoredBatch({LABEL: index[inverse_N]}, outputs, None, 0, "validation")
-    names = [f"recall@{count}" for count in _COUNTS if count < len(index)]
+    recalls = tuple(f"recall@{count}" for count in _COUNTS if count < len(index))
     slices: dict[str, float] = {}
     hits = []
-    for kind, (queries, passages) in zip(kinds, (_OUTPUTS, _OUTPUTS[::-1]), strict=True):
-        scorer = PairScorer(tuple(names), (queries, passages), LABEL, "validation")
+    for name, outputs_of in zip(names, (_OUTPUTS, _OUTPUTS[::-1]), strict=True):
+        scorer = PairScorer(recalls, outputs_of, LABEL, "validation")
         scorer.update(scored)
         values = scorer.finish().values
-        slices |= {f"{name}:{kind}": float(values[name].mean()) for name in names}
+        slices |= {name.format(recall): float(values[recall].mean()) for recall in recalls}
         hits.append(values["recall@1"])
     correct = np.concatenate(hits)
     return Evaluation(correct, (1.0 - correct).astype(np.float32), slices)

@@ -61,7 +61,7 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     encoder.freeze(config.freeze)
     _check_chunks(config, model)
     scaling = Scaling.create(config, model).to(device)
-    task, kinds = _task(config, encoder, scaling, context)
+    task = _task(config, encoder, scaling, context)
     callbacks = Callbacks(
         partial(context.progress, "step"), context.note, before_step=scaling.limit
     )
@@ -71,7 +71,7 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     _note_lengths(config, encoder, task.dataset, context)
     architecture.family.save(model, architecture.config, out)
     copy_companions_to(out)
-    summary = {"pairs": len(task.dataset), "kinds": list(kinds), "outputs": list(outputs)}
+    summary = {"pairs": len(task.dataset), "outputs": list(outputs)}
     return PassOutput(result.summary() | summary | scaling.summary())
 
 
@@ -162,23 +162,24 @@ def _keys(batch: dict[str, Tensor]) -> list[Tensor]:
 
 def _task(
     config: AlignConfig, encoder: PairEncoder, scaling: Scaling, context: PassContext
-) -> tuple[Task, tuple[str, str]]:
-    """Return data and loss, and the names of the two kinds."""
+) -> Task:
+    """Return data and loss, and the evaluation with the metrics of `evaluate`."""
     is_shared = len(encoder.outputs) == 1
     view = PairedSamples if is_shared else PairSamples
-    kinds = ("passages", "queries") if is_shared else (encoder.outputs[0], encoder.outputs[1])
+    names = ("reverse_{}", "{}")
+    if not is_shared:
+        names = (f"{{}}:{encoder.outputs[0]}", f"{{}}:{encoder.outputs[1]}")
     validation = None
     if config.validation is not None:
         validation = view(context.data(config.validation), config.validation)
-    task = Task(
+    return Task(
         view(context.data(config.train), config.train),
         _Loss(config.loss, scaling),
         validation,
         scaling,
-        partial(evaluate_retrieval, kinds=kinds),
+        partial(evaluate_retrieval, names=names),
         keeps_frozen=True,
     )
-    return task, kinds
 
 
 def _texts_last(pair: tuple[str, str]) -> tuple[str, str]:

@@ -6,7 +6,7 @@ import pytest
 from compressor.data.contract import Dataset
 from compressor.errors import DataError, NumericalError, UsageError
 from compressor.evaluation.accuracy import measure_accuracy
-from compressor.evaluation.outputs import output_of
+from compressor.evaluation.outputs import misfit, output_of
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.session import Session
@@ -66,6 +66,31 @@ def test_queries_retrieve_the_nearest_passage_of_the_data_set():
     assert metric_values(report)["top1[half=second]"] == 0.5
     assert report.samples == 6
     assert {metric.name: metric.samples for metric in report.metrics}["top1"] == 3
+
+
+def test_passages_find_any_of_their_queries():
+    # The second passage has two queries, of which one is near; the third has none.
+    texts = Texts(
+        [[1, 0], [0, 1], [-1, 0], [0.9, 0.3], [0.1, 0.8], [0.8, 0]], [-100, -100, -100, 0, 1, 1]
+    )
+    report = measure(texts, metrics=("reverse_recall@1", "reverse_recall@2", "recall@1"))
+    values = metric_values(report)
+    assert values["reverse_recall@1"] == 1.0
+    assert values["recall@1"] == pytest.approx(2 / 3)
+    assert {metric.name: metric.samples for metric in report.metrics}["reverse_recall@1"] == 2
+    assert values["reverse_recall@1[half=first]"] == 1.0
+    assert "reverse_recall@1[half=second]" not in values
+    crossed = Texts([[1, 0], [0, 1], [0.2, 0.9], [0.9, 0.2]], [-100, -100, 0, 1])
+    assert metric_values(measure(crossed, metrics=("reverse_recall@1",)))["reverse_recall@1"] == 0
+    with pytest.raises(DataError, match=r"reverse_recall@2 .* 2 queries that a passage can find"):
+        measure(crossed, metrics=("reverse_recall@2",))
+
+
+def test_the_reverse_of_a_model_of_two_kinds_is_named_by_its_output():
+    outputs = ("image_embeds", "text_embeds")
+    reason = str(misfit("reverse_recall@5", outputs, None))
+    assert "name `recall@5:image_embeds`" in reason
+    assert misfit("reverse_recall@5", ("embedding",), None) is None
 
 
 def test_a_part_of_the_data_set_is_searched_for_its_own_queries():
