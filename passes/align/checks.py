@@ -40,10 +40,26 @@ def model_problems(config: AlignConfig, parent: ModelFacts) -> list[FieldProblem
     return problems + _pair_problems(config, embeddings.pair, architecture)
 
 
+def teacher_problems(model: ModelFacts, teacher: ModelFacts | None) -> list[FieldProblem]:
+    """Return why a teacher has no products of the same pairs, as far as both models are known."""
+    if teacher is None or teacher.architecture() is None:
+        return []
+    trained, known = model.capability(Embeddings), teacher.capability(Embeddings)
+    if known is None:
+        return [FieldProblem("teacher", "the teacher has no embeddings", Embeddings.remedy)]
+    if trained is None or (trained.pair is None) == (known.pair is None):
+        return []
+    reason = "one of the models has one encoder of both texts, and the other has two towers"
+    return [FieldProblem("teacher", reason, "name a teacher of the same kind")]
+
+
 def trained_output(config: AlignConfig, architecture: Architecture) -> str:
     """Return the output of an encoder of one kind that is trained."""
-    if config.output is not None:
-        return config.output
+    return best_output(architecture) if config.output is None else config.output
+
+
+def best_output(architecture: Architecture) -> str:
+    """Return the embedding that metrics of retrieval score."""
     return output_of("recall@1", architecture.require(Signature).outputs)
 
 
@@ -141,6 +157,7 @@ def data_problems(
     return problems
 
 
+NO_IMAGES = "has labels that are not positions of samples with the same image"
 PAIRS_REMEDY = (
     "name a data set of `text-pairs` for an encoder of texts, or of `image-captions` for "
     "a model of images and texts"
@@ -157,7 +174,7 @@ def pair_problem(labels: Sequence[int], *, is_shared: bool) -> str | None:
     """
     if not is_shared:
         if any(not 0 <= label <= position for position, label in enumerate(labels)):
-            return "has labels that are not positions of samples with the same image"
+            return NO_IMAGES
         count = len(set(labels))
     else:
         passages = {n for n, label in enumerate(labels) if label == IGNORED_LABEL}

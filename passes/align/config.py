@@ -47,6 +47,12 @@ class AlignConfig(PassConfig):
     output: str | None = None
     """Output of an encoder of one kind that is trained; hidden states count by their mean over
     valid positions. By default the one that metrics of retrieval score."""
+    teacher: StepName | None = None
+    """Step or artifact directory with a model of the same kind whose products are soft labels: the
+    softmax of each row and column, at the temperature of the loss. By default the pairs alone
+    count."""
+    soft_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Weight of the soft labels in the loss; the pairs have the rest."""
     freeze: tuple[Kind, ...] = ()
     """Towers of a model of two kinds that stay as they are, such as `[image]` for locked-image
     tuning (Zhai et al. 2022); projections behind a tower are trained."""
@@ -67,6 +73,10 @@ class AlignConfig(PassConfig):
             )
         if len(set(self.freeze)) != len(self.freeze):
             problems.append("`freeze` names a tower twice: name each once")
+        if self.teacher is None and is_set(self, "soft_weight"):
+            problems.append("`soft_weight` has no effect without `teacher`: leave it out")
+        if self.teacher is not None and self.soft_weight == 1 and is_set(self, "loss"):
+            problems.append("`loss` has no effect with `soft_weight: 1`: leave it out")
         if self.other is None and is_set(self, "projection_dim"):
             problems.append("`projection_dim` has no effect without `other`: leave it out")
         raise_problems(problems)

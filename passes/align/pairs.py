@@ -14,7 +14,7 @@ from compressor.evaluation.embeddings import PairScorer
 from compressor.evaluation.metrics import IGNORED_LABEL
 from compressor.evaluation.outputs import TEXTS
 from compressor.evaluation.scoring import ScoredBatch
-from passes.align.checks import PAIRS_REMEDY, pair_problem
+from passes.align.checks import NO_IMAGES, PAIRS_REMEDY, pair_problem
 from passes.common.accuracy import Evaluation
 from passes.common.device import device_of, tensors_from_batch
 
@@ -59,13 +59,13 @@ class PairSamples(Dataset):
     """Samples that are pairs, such as an image with its caption, for a model of two kinds."""
 
     def __init__(self, dataset: Dataset, name: str) -> None:
-        """Check the first labels.
+        """Take a data set.
 
         Raises:
             DataError: there are no labels.
         """
         if dataset.label_name is None:
-            raise DataError(f"the data set {name!r} has no labels, of which pairs are known")
+            raise DataError(f"the data set {name!r} has no labels", remedy=PAIRS_REMEDY)
         self.dataset, self.name = dataset, name
         self.input_names, self.label_name = dataset.input_names, LABEL
 
@@ -73,10 +73,17 @@ class PairSamples(Dataset):
         return len(self.dataset)
 
     def batch(self, indices: Indices, epoch: int = 0) -> Batch:
-        """Return samples, and as labels [N] the position of the first one with the same image."""
+        """Return samples, and as labels [N] the position of the first one with the same image.
+
+        Raises:
+            DataError: labels are no such positions.
+        """
         batch = self.dataset.batch(indices, epoch)
-        inputs = {name: batch[name] for name in self.input_names}
-        return inputs | {LABEL: batch[str(self.dataset.label_name)]}
+        labels = batch[str(self.dataset.label_name)]
+        is_position = labels.dtype.kind in "iu" and labels.shape == indices.shape
+        if not is_position or (labels < 0).any() or (labels > indices).any():
+            raise DataError(f"the data set {self.name!r} {NO_IMAGES}", remedy=PAIRS_REMEDY)
+        return {name: batch[name] for name in self.input_names} | {LABEL: labels}
 
 
 def labels_of(dataset: Dataset, name: str, *, is_shared: bool) -> Indices:

@@ -18,7 +18,7 @@ from compressor.engine.contract import (
 )
 from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.facts import ModelFacts, facts_of
-from passes.align.checks import data_problems, model_problems
+from passes.align.checks import data_problems, model_problems, teacher_problems
 from passes.align.config import AlignConfig
 from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
@@ -46,9 +46,11 @@ class Align(Pass[AlignConfig]):
     def data_needs(self, config: AlignConfig) -> tuple[DataNeed, ...]:
         """Return the data sets to train on and to evaluate; both need labels, which are pairs."""
         needs = training_needs(config.train, config.validation, "type: align")
-        if config.other is None:
+        if config.other is not None:
+            needs = tuple(replace(need, role=OUTPUT) for need in needs)
+        if config.teacher is None:
             return needs
-        return tuple(replace(need, role=OUTPUT) for need in needs)
+        return (*needs, replace(needs[0], role="teacher"))
 
     def estimate(self, config: AlignConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of the model.
@@ -59,9 +61,10 @@ class Align(Pass[AlignConfig]):
         from passes.align.estimates import align_estimate
 
         model = _trained_model(config, parent, context.facts.get("other"))
-        problems = model_problems(config, model)
+        teacher = context.facts.get("teacher")
+        problems = [*model_problems(config, model), *teacher_problems(model, teacher)]
         check_no_problems([*problems, *data_problems(config, model, context.data)])
-        return align_estimate(config, model)
+        return align_estimate(config, model, teacher)
 
     def requires(self, config: AlignConfig, parent: Artifact, context: PassContext) -> None:
         """Check that the fields apply, and that the weights are finite.
@@ -75,10 +78,13 @@ class Align(Pass[AlignConfig]):
         other = context.artifacts.get("other")
         second = None if other is None else facts_of(other.model)
         model = _trained_model(config, facts_of(parent.model), second)
-        check_no_problems(model_problems(config, model))
-        check_finite(parent.model)
-        if other is not None:
-            check_finite(other.model)
+        teacher = context.artifacts.get("teacher")
+        teaching = None if teacher is None else facts_of(teacher.model)
+        problems = [*model_problems(config, model), *teacher_problems(model, teaching)]
+        check_no_problems(problems)
+        for artifact in (parent, other, teacher):
+            if artifact is not None:
+                check_finite(artifact.model)
 
     def run(
         self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext

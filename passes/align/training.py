@@ -1,22 +1,18 @@
-"""Training of an encoder on pairs: data, loss, temperature, and the saved model."""
+"""Training of an encoder on pairs: the model, its data, and what is saved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from math import log
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from compressor.artifacts.artifact import Artifact
 from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
-from compressor.evaluation.outputs import TEXTS
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.checkpoint.companions import copy_companions
@@ -24,20 +20,13 @@ from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
 from passes.align.checks import trained_output
 from passes.align.config import AlignConfig
-from passes.align.encoder import PairEncoder, has_unit_length, scaling_of
+from passes.align.encoder import PairEncoder, has_unit_length
 from passes.align.joining import copy_files, join, join_modules
-from passes.align.pairs import LABEL, PairedSamples, PairSamples, evaluate_retrieval
-from passes.common.contrastive import equal_pairs, infonce, sigmoid_loss
+from passes.align.loss import PairLoss, Scaling, open_teacher, texts_last
+from passes.align.pairs import PairedSamples, PairSamples, evaluate_retrieval
 from passes.common.device import prepare_torch
 from passes.common.task import Callbacks, RunSettings, Task
 from passes.common.training import fit
-
-_TEMPERATURES = {"infonce": 0.07, "sigmoid": 0.1}
-"""Temperatures of CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023) before training."""
-_LARGEST_LOG_SCALE = log(100.0)
-"""Limit of CLIP: beyond it, training becomes unstable."""
-_FIRST_BIAS = -10.0
-_TOKENS = "input_ids"
 
 
 def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext) -> PassOutput:
@@ -51,7 +40,7 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     device = prepare_torch(context)
     architecture, model, copy_companions_to = _load(config, parent, context)
     pair = architecture.require(Embeddings).pair
-    outputs = (trained_output(config, architecture),) if pair is None else _texts_last(pair)
+    outputs = (trained_output(config, architecture),) if pair is None else texts_last(pair)
     encoder = PairEncoder(
         model,
         outputs,
@@ -93,73 +82,6 @@ def _load(
     return joined.architecture, model, partial(copy_files, joined, first.folder, second.folder)
 
 
-class Scaling(nn.Module):
-    """Temperature and bias of the products: the model's own, or trained beside it."""
-
-    def __init__(
-        self, log_scale: nn.Parameter, bias: nn.Parameter | None, *, is_limited: bool
-    ) -> None:
-        super().__init__()
-        self.log_scale, self.bias, self.is_limited = log_scale, bias, is_limited
-
-    @classmethod
-    def create(cls, config: AlignConfig, model: nn.Module) -> Scaling:
-        """Return the scaling of a config; a temperature that it sets is written to the model."""
-        own = scaling_of(model, "logit_scale")
-        default = 1.0 if config.similarity == "dot" else _TEMPERATURES[config.loss]
-        log_scale = nn.Parameter(torch.tensor(-log(config.temperature or default)))
-        if own is not None:
-            if config.temperature is not None:
-                own.data.fill_(-log(config.temperature))
-            log_scale = own
-        log_scale.requires_grad_(config.learn_temperature)
-        bias = None
-        if config.loss == "sigmoid":
-            bias = scaling_of(model, "logit_bias")
-            bias = nn.Parameter(torch.tensor(_FIRST_BIAS)) if bias is None else bias
-        is_limited = config.learn_temperature and config.loss == "infonce"
-        return cls(log_scale, bias, is_limited=is_limited)
-
-    def limit(self, progress: float = 1.0) -> None:
-        """Keep a trained temperature of InfoNCE at 0.01 or above, as CLIP does."""
-        del progress
-        if self.is_limited:
-            self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
-
-    def summary(self) -> dict[str, Any]:
-        """Return temperature and bias for the manifest."""
-        values = {"temperature": 1.0 / self.log_scale.exp().item()}
-        return values if self.bias is None else values | {"bias": self.bias.item()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Loss:
-    """Contrastive loss of the embeddings of a batch of pairs."""
-
-    name: str
-    scaling: Scaling
-
-    def __call__(
-        self, outputs: dict[str, Tensor], batch: dict[str, Tensor], progress: float
-    ) -> dict[str, Tensor]:
-        """Return the loss by its name, a scalar."""
-        del progress
-        pair = outputs["first"].float(), outputs["second"].float()
-        scale, ignored = self.scaling.log_scale.exp(), equal_pairs(*_keys(batch))
-        if self.scaling.bias is None:
-            return {self.name: infonce(*pair, scale, ignored)}
-        return {self.name: sigmoid_loss(*pair, scale, self.scaling.bias, ignored)}
-
-
-def _keys(batch: dict[str, Tensor]) -> list[Tensor]:
-    """Return what pairs of a batch may share: an item of the first kind, or equal texts."""
-    keys = [batch[LABEL]]
-    if _TOKENS in batch:
-        count = len(batch[LABEL])
-        keys += list(torch.split(batch[_TOKENS], count))
-    return keys
-
-
 def _task(
     config: AlignConfig, encoder: PairEncoder, scaling: Scaling, context: PassContext
 ) -> Task:
@@ -172,19 +94,15 @@ def _task(
     validation = None
     if config.validation is not None:
         validation = view(context.data(config.validation), config.validation)
+    train = view(context.data(config.train), config.train)
     return Task(
-        view(context.data(config.train), config.train),
-        _Loss(config.loss, scaling),
+        train,
+        PairLoss(config.loss, scaling, open_teacher(config, train.input_names, context)),
         validation,
         scaling,
         partial(evaluate_retrieval, names=names),
         keeps_frozen=True,
     )
-
-
-def _texts_last(pair: tuple[str, str]) -> tuple[str, str]:
-    """Return two outputs, embeddings of texts as the second."""
-    return (pair[1], pair[0]) if pair[0] == TEXTS else pair
 
 
 def _check_chunks(config: AlignConfig, model: nn.Module) -> None:

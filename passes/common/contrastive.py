@@ -71,6 +71,33 @@ def sigmoid_loss(
     return terms_NN.sum() / len(scores_NN)
 
 
+def soft_infonce(
+    first_NE: Tensor, second_NE: Tensor, target_NN: Tensor, scale: Tensor | float
+) -> Tensor:
+    """Return KL(teacher || student) of the softmax of rows and of columns, their mean, a scalar.
+
+    The similarities of all pairs are distilled (Wu et al. 2023, TinyCLIP: affinity mimicking).
+
+    Args:
+        first_NE: Embeddings of one kind, of length 1 for cosines.
+        second_NE: Embeddings of the other kind.
+        target_NN: Products of the teacher's embeddings.
+        scale: Factor of the products of both models; it is trained through the student's alone.
+    """
+    scores_NN = scale * (first_NE @ second_NE.T)
+    targets_NN = target_NN * (scale.detach() if isinstance(scale, Tensor) else scale)
+    terms = [
+        functional.kl_div(
+            student.log_softmax(dim=-1),
+            teacher.log_softmax(dim=-1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        for student, teacher in ((scores_NN, targets_NN), (scores_NN.T, targets_NN.T))
+    ]
+    return (terms[0] + terms[1]) / 2
+
+
 def equal_pairs(*keys: Tensor) -> Tensor:
     """Return which other pairs of a batch share something with a pair, bool [N, N].
 

@@ -210,6 +210,26 @@ def test_siglip_trains_its_own_bias(tmp_path):
     assert theirs.logit_bias.item() != first.logit_bias.item()
 
 
+def test_the_products_of_a_teacher_are_learned(sentences, tmp_path):
+    teacher, _ = run(sentences, tmp_path / "teacher", temperature=0.1)
+    fields = {"teacher": "t", "soft_weight": 1.0, "temperature": 0.1, "validation": None}
+    fields["training"] = TRAINING | {"steps": 60, "evaluate_every": 20}
+    artifacts = {"teacher": artifact(teacher)}
+    out, summary = run(sentences, tmp_path / "student", artifacts=artifacts, **fields)
+    losses = [entry["soft"] for entry in summary["history"]]
+    assert losses[0] > 4 * losses[-1]
+    assert measured(out, "texts", "recall@1")["recall@1"] > 0.8
+    both = {"soft_weight": 0.5, "training": TRAINING | {"steps": 2}}
+    _, summary = run(sentences, tmp_path / "both", artifacts=artifacts, **{**fields, **both})
+    assert {"soft", "infonce"} <= summary["history"][0].keys()
+
+
+def test_a_teacher_of_another_kind_is_a_plan_error(sentences, clip):
+    facts = {"teacher": facts_of(clip.model)}
+    with pytest.raises(RequirementError, match="`teacher`: one of the models has one encoder"):
+        Align().estimate(config_of({"teacher": "t"}), facts_of(sentences.model), PlanContext(facts))
+
+
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory):
     """Return encoders of images and of texts, and one with a head for masked tokens."""
@@ -321,11 +341,20 @@ def test_data_of_which_a_plan_knows_nothing_is_checked_before_training(sentences
             run(sentences, tmp_path / data, data=data)
 
 
+def test_labels_of_other_pairs_are_refused_for_a_model_of_two_kinds(clip, tmp_path):
+    images = captioned_images().arrays | {"label": text_pairs(12).arrays["label"]}
+    DATA["mixed"] = ArrayDataset(images, DATA["images"].input_names, "label")
+    with pytest.raises(DataError, match="'mixed' has labels that are not positions of samples"):
+        run(clip, tmp_path, data="mixed", validation=None)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"training": {"batch_size": 1}}, "leaves no negatives"),
         ({"training": {"batch_size": 8}, "chunk_size": 8}, "`chunk_size` has no effect"),
+        ({"soft_weight": 0.3}, "`soft_weight` has no effect without `teacher`"),
+        ({"teacher": "t", "soft_weight": 1.0, "loss": "sigmoid"}, "`loss` has no effect"),
         ({"freeze": ["text", "text"]}, "names a tower twice"),
         ({"validation": None, "training": {"patience": 1, "evaluate_every": 1}}, "patience"),
     ],

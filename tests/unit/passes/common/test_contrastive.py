@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from compressor.models.capabilities.training_heads import TrainingHeads
-from passes.common.contrastive import equal_pairs, in_chunks, infonce, sigmoid_loss
+from passes.common.contrastive import equal_pairs, in_chunks, infonce, sigmoid_loss, soft_infonce
 from passes.common.losses import hard_cross_entropy
 from tests.support.tiny_models import PHONE, build_model
 
@@ -37,6 +37,19 @@ def test_the_sigmoid_loss_classifies_each_pair_by_itself():
             sign = 1 if n == m else -1
             expected -= torch.log(torch.sigmoid(sign * (10 * first[n] @ second[m] - 10))) / 6
     assert sigmoid_loss(first, second, 10, -10) == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_soft_labels_are_the_softmax_of_the_teachers_products():
+    first, second = embeddings()
+    (other,) = (values[0] for values in [embeddings(6, 4)])
+    target = other @ other.T
+    expected = 0.0
+    for ours, theirs in ((first @ second.T, target), (second @ first.T, target.T)):
+        student, teacher = ((5.0 * scores).softmax(dim=-1) for scores in (ours, theirs))
+        expected += (teacher * (teacher / student).log()).sum(dim=-1).mean() / 2
+    value = soft_infonce(first, second, target, torch.tensor(5.0))
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    assert soft_infonce(first, second, first @ second.T, 5.0) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize("loss", [infonce, lambda *args: sigmoid_loss(*args[:3], -3.0, args[3])])
