@@ -64,7 +64,7 @@ class Align(Pass[AlignConfig]):
         teacher = context.facts.get("teacher")
         problems = [*model_problems(config, model), *teacher_problems(model, teacher)]
         check_no_problems([*problems, *data_problems(config, model, context.data)])
-        return align_estimate(config, model, teacher)
+        return align_estimate(config, model, teacher, context.data.get(config.train))
 
     def requires(self, config: AlignConfig, parent: Artifact, context: PassContext) -> None:
         """Check that the fields apply, and that the weights are finite.
