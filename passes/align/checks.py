@@ -25,6 +25,8 @@ TOWERS: Mapping[str, str] = {
 SCALARS = ("logit_scale", "logit_bias")
 """Parameters of transformers' classes that only scale the products."""
 _FEWEST_PAIRS = 2
+_ACCEPTED = {"other": ("torch",), "teacher": ("torch", "packed")}
+"""Field to the formats of the artifacts that it may name."""
 
 
 def model_problems(config: AlignConfig, parent: ModelFacts) -> list[FieldProblem]:
@@ -38,6 +40,23 @@ def model_problems(config: AlignConfig, parent: ModelFacts) -> list[FieldProblem
     if embeddings.pair is None:
         return problems + _single_problems(config, embeddings)
     return problems + _pair_problems(config, embeddings.pair, architecture)
+
+
+def format_problems(formats: Mapping[str, str]) -> list[FieldProblem]:
+    """Return the fields that name artifacts without a module of torch.
+
+    Args:
+        formats: names of the formats of the input artifacts by role.
+    """
+    return [
+        FieldProblem(
+            field,
+            f"the artifact has the format {formats[field]}, which is not run in torch",
+            "name a step with a model in torch",
+        )
+        for field, accepted in _ACCEPTED.items()
+        if formats.get(field, "torch") not in accepted
+    ]
 
 
 def teacher_problems(model: ModelFacts, teacher: ModelFacts | None) -> list[FieldProblem]:
@@ -116,8 +135,8 @@ def _freeze_problems(
     config: AlignConfig, pair: tuple[str, str], architecture: Architecture
 ) -> list[FieldProblem]:
     """Return towers that the model lacks; or the field, if nothing is left to train."""
-    if not config.freeze:
-        return []
+    if not config.freeze or architecture.family.training_problem(architecture.config) is not None:
+        return []  # a model that cannot be trained cannot be built
     from passes.common.unweighted import build_without_values
 
     module = build_without_values(architecture)[0]

@@ -14,6 +14,7 @@ from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.capabilities.signature import Signature
 from compressor.models.checkpoint.companions import companion_files, copy_companions
 from compressor.models.facts import ModelFacts, planned_facts
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 from passes.common.field_problems import FieldProblem, check_no_problems
 
 if TYPE_CHECKING:
@@ -112,9 +113,10 @@ def copy_files(joined: JoinedModel, parent: Path, other: Path, out: Path) -> Non
 
 
 def _tree(architecture: Architecture) -> dict[str, Any]:
-    """Return config.json of an encoder; its weights are kept in float32."""
+    """Return config.json of an encoder, whose weights are kept in float32."""
+    left_out = {"dtype", "torch_dtype", QUANTIZATION_CONFIG}
     tree = architecture.config.model_dump(mode="json")
-    return {name: value for name, value in tree.items() if name not in {"dtype", "torch_dtype"}}
+    return {name: value for name, value in tree.items() if name not in left_out}
 
 
 def _kind(architecture: Architecture) -> str | None:

@@ -18,7 +18,12 @@ from compressor.engine.contract import (
 )
 from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.facts import ModelFacts, facts_of
-from passes.align.checks import data_problems, model_problems, teacher_problems
+from passes.align.checks import (
+    data_problems,
+    format_problems,
+    model_problems,
+    teacher_problems,
+)
 from passes.align.config import AlignConfig
 from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
@@ -60,6 +65,7 @@ class Align(Pass[AlignConfig]):
         """
         from passes.align.estimates import align_estimate
 
+        check_no_problems(format_problems(context.formats))
         model = _trained_model(config, parent, context.facts.get("other"))
         teacher = context.facts.get("teacher")
         problems = [*model_problems(config, model), *teacher_problems(model, teacher)]

@@ -15,7 +15,7 @@ from compressor.errors import ConfigError, DataError, RequirementError
 from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.records import AccuracyConfig
 from compressor.models.architecture import Architecture
-from compressor.models.facts import facts_of, planned_facts
+from compressor.models.facts import ModelFacts, facts_of, planned_facts
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
 from compressor.runtimes.formats import recognize
 from passes.align.config import AlignConfig
@@ -291,6 +291,13 @@ def test_encoders_that_cannot_be_joined_are_a_plan_error(request, towers, first,
     ]
     with pytest.raises(RequirementError, match=message):
         Align().estimate(config_of({"other": "x"}), facts[0], PlanContext({"other": facts[1]}))
+
+
+@pytest.mark.parametrize("field", ["other", "teacher"])
+def test_a_graph_in_place_of_an_encoder_is_a_plan_error(sentences, field):
+    context = PlanContext({field: ModelFacts()}, formats={"parent": "torch", field: "onnx"})
+    with pytest.raises(RequirementError, match=f"`{field}`: the artifact has the format onnx"):
+        Align().estimate(config_of({field: "x"}), facts_of(sentences.model), context)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
