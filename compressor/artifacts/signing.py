@@ -93,8 +93,8 @@ def check_signed(
     if signer is None:
         raise DamagedArtifactError(
             f"{subject}: the signature does not match the manifest",
-            remedy="it was signed with another key, or changed since; "
-            "measuring again changes the manifest too: sign it again",
+            remedy="it was signed with another key, or changed since: get it again, or sign it "
+            "again (measuring an artifact changes its manifest)",
         )
     if signer.revoked is not None:
         raise DamagedArtifactError(

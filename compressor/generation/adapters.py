@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from compressor.artifacts.artifact import MANIFEST
 from compressor.errors import UsageError
 from compressor.generation.requests import EncodedPrompt
 from compressor.models.adapters.layout import ADAPTER_CONFIG
+from compressor.runtimes.delta.slot import check_applied
 
 
 def named_adapters(paths: Iterable[str]) -> dict[str, Path]:
@@ -19,17 +21,21 @@ def named_adapters(paths: Iterable[str]) -> dict[str, Path]:
 
     Args:
         paths: artifacts or folders, each as ``PATH`` or ``NAME=PATH``; without a name it is that of
-            the folder. Every file of an artifact is verified.
+            the folder. Every file of an artifact is verified, and of a folder that `apply` wrote.
 
     Raises:
-        UsageError: a path holds no adapter, or two adapters have one name.
-        DamagedArtifactError: a file differs from the manifest.
+        UsageError: a path holds no adapter, a name is empty, or two adapters have one name.
+        DamagedArtifactError: a file differs from the manifest, or from what was applied.
     """
     adapters: dict[str, Path] = {}
     for text in paths:
         name, separator, rest = text.partition("=")
         path = Path(rest if separator else text)
         name = name if separator else path.resolve().name
+        if not name:
+            raise UsageError(
+                f"--adapter {text!r} has an empty name", remedy="give --adapter NAME=PATH"
+            )
         if name in adapters:
             raise UsageError(
                 f"two adapters have the name {name!r}", remedy="name them: --adapter NAME=PATH"
@@ -41,13 +47,20 @@ def named_adapters(paths: Iterable[str]) -> dict[str, Path]:
 def _folder_of(path: Path) -> Path:
     from compressor.generation.generate import model_at
 
+    if path.is_dir() and not any((path / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG)):
+        raise _no_adapter(path)
     model = model_at(path)
     if not (model.path / ADAPTER_CONFIG).is_file():
-        raise UsageError(
-            f"{path} is no adapter: it has no {ADAPTER_CONFIG}",
-            remedy="name the artifact of a `lora` step",
-        )
+        raise _no_adapter(path)
+    check_applied(path)
     return model.path
+
+
+def _no_adapter(path: Path) -> UsageError:
+    return UsageError(
+        f"{path} is no adapter: it has no {ADAPTER_CONFIG}",
+        remedy="name the artifact of a `lora` step, or the folder that `apply` wrote",
+    )
 
 
 def with_adapter(prompt: EncodedPrompt, adapter: str | None) -> EncodedPrompt:

@@ -19,8 +19,9 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ModelError, RequirementError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.models.adapters.base import BASE
-from compressor.runtimes.delta.build import WEIGHTS, build_result, result_of, write_files
-from compressor.runtimes.delta.floats import float_tensors
+from compressor.models.adapters.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from compressor.models.checkpoint.floats import float_tensors
+from compressor.runtimes.delta.build import build_result, result_of, write_files
 from compressor.runtimes.delta.identity import Base
 from compressor.runtimes.delta.manifest import (
     DeltaManifest,
@@ -32,7 +33,7 @@ from compressor.runtimes.delta.manifest import (
 )
 from compressor.runtimes.delta.package import FILE, read_package, write_package
 from compressor.runtimes.delta.patch import encode_file
-from compressor.runtimes.delta.scales import ADAPTER_CONFIG, merge_into_scales, merge_refusal
+from compressor.runtimes.delta.scales import merge_into_scales, merge_refusal
 from compressor.runtimes.delta.tensors import encode_tensor
 from passes.delta.config import ADAPTER, DeltaConfig
 from passes.delta.sources import Source
@@ -171,7 +172,7 @@ def _encode(
     write_package(draft, manifest, home / "payload")
     write_files(read_package(draft), base.files, home / "result")
     result = result_of(home / "result", source.format)
-    loss = None if encoding == "exact" else _loss(source.files[WEIGHTS], home / "result" / WEIGHTS)
+    loss = None if encoding == "exact" else _loss(source, home / "result")
     merged = _merged(source, base, home)
     final = manifest.model_copy(update={"result": result, "loss": loss, "merged": merged})
     write_package(file, final, home / "payload")
@@ -202,7 +203,7 @@ def _rounded_contents(
     deflate, plain_bytes = zlib.compressobj(9), 0
     with writing(payload), payload.open("wb") as packed, plain.open("wb") as unpacked:
         try:
-            for name, values in float_tensors(source.files[WEIGHTS]):
+            for name, values in float_tensors(source.files[ADAPTER_WEIGHTS]):
                 record = _record(encoding, name, values)
                 content = encode_tensor(record, values)
                 unpacked.write(content)
@@ -239,7 +240,8 @@ def _record(
     return TensorRecord(name=name, shape=values.shape, encoding=encoding, axis=axis)
 
 
-def _loss(exact: Path, rounded: Path) -> LossRecord:
+def _loss(source: Source, result: Path) -> LossRecord:
+    exact, rounded = source.files[ADAPTER_WEIGHTS], result / ADAPTER_WEIGHTS
     errors = relative_errors(dict(float_tensors(exact)), dict(float_tensors(rounded)))
     worst = max(sorted(errors), key=errors.__getitem__)
     if not np.isfinite(errors[worst]):

@@ -10,9 +10,8 @@ from compressor.artifacts.artifact import Artifact, is_artifact
 from compressor.engine.contract import PassContext
 from compressor.errors import RequirementError
 from compressor.models.adapters.base import BASE, AdapterBase, find_base, read_base, write_base
-from compressor.runtimes.delta.build import WEIGHTS
+from compressor.models.adapters.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from compressor.runtimes.delta.identity import Base, open_base
-from compressor.runtimes.delta.scales import ADAPTER_CONFIG
 from compressor.runtimes.formats import StoredModel
 from passes.delta.config import ADAPTER, DeltaConfig
 
@@ -61,7 +60,7 @@ def open_new_model(parent: Artifact, base: Base, work: Path) -> Source:
     stored = StoredModel.of(parent)
     if format_name != ADAPTER or base.format == ADAPTER:
         return Source(format_name, stored.format.files(stored.path), base.path.name)
-    names = (ADAPTER_CONFIG, WEIGHTS)
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
     if missing := [name for name in names if not (parent.model / name).is_file()]:
         raise RequirementError(
             f"the adapter has no {missing[0]}",

@@ -11,6 +11,7 @@ from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import Estimate, Pass, PassContext, PassOutput, PlanContext
 from compressor.errors import MissingExtraError, RequirementError
 from compressor.models.facts import ModelFacts
+from compressor.runtimes.delta.manifest import parse_moment
 from passes.delta.config import ADAPTER, DeltaConfig
 
 _MEMORY_BYTES = 900_000_000
@@ -56,14 +57,20 @@ class Delta(Pass[DeltaConfig]):
         return Estimate(ModelFacts(), None, _MEMORY_BYTES, disk)
 
     def requires(self, config: DeltaConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the base is the right one, and that the encoding fits the model.
+        """Check that the base is the right one, that the encoding fits, and that time is left.
 
         Raises:
-            RequirementError: they do not.
+            RequirementError: they do not fit, or `expires` is over.
             ModelError: the base is not found.
         """
+        from compressor.runtimes.delta.slot import now
         from passes.delta.sources import find_package_base
 
+        if config.expires is not None and parse_moment(config.expires) <= now():
+            raise RequirementError(
+                f"`expires: {config.expires}` is over: every device would refuse the package",
+                remedy="set `expires` to a later moment",
+            )
         find_package_base(config, parent, context)
 
     def run(

@@ -21,7 +21,7 @@ class LoraConfig(PassConfig):
     peft_type: Literal["LORA", "IA3"] = "LORA"
     """Kind of the increment. `LORA`: W + B·A of a low rank (Hu et al. 2021). `IA3`: factors of the
     outputs, or the inputs of `feedforward_modules` (Liu et al. 2022); they merge into packed scales
-    without loss."""
+    with no loss but the rounding of the scales."""
     r: Annotated[int, Field(ge=1)] = 8
     """Rank of the increment of each target module."""
     lora_alpha: Annotated[float, Field(gt=0)] = 16.0

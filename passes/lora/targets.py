@@ -37,11 +37,11 @@ def resolve_targets(config: LoraConfig, model_type: str | None) -> Targets | Non
     if model_type is None:
         return None
     if config.peft_type == "LORA":
-        found = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
-        return None if found is None else Targets(tuple(found))
-    found = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type)
+        targets = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model_type)
+        return None if targets is None else Targets(tuple(targets))
+    targets = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(model_type)
     inner = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(model_type)
-    return None if found is None else Targets(tuple(found), tuple(inner or ()))
+    return None if targets is None else Targets(tuple(targets), tuple(inner or ()))
 
 
 def model_type_of(architecture: Architecture) -> str | None:

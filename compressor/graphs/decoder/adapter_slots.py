@@ -108,19 +108,10 @@ def slot_inputs(
         adapter: for messages.
 
     Raises:
-        ModelError: the adapter has modules without a slot, or of other sizes.
+        ModelError: the adapter has modules without a slot, or of other sizes; or values beyond
+            the range of ``dtype``.
     """
-    sizes = {
-        module: (slot.inputs, width)
-        for slot in slots
-        for module, width in zip(slot.modules, slot.widths, strict=True)
-    }
-    problems = [f"{name}: the graph has no slot for it" for name in factors if name not in sizes]
-    for name, factor in factors.items():
-        found = factor.a_IR.shape[0], factor.b_RO.shape[1]
-        if name in sizes and found != sizes[name]:
-            problems.append(f"{name} maps {found[0]} to {found[1]}, the graph {sizes[name]}")
-    if problems:
+    if problems := _misfits(slots, factors):
         more = f"\n    and {len(problems) - _LISTED} more" if problems[_LISTED:] else ""
         raise ModelError(
             f"the adapter {adapter} does not fit the slots of the graph:\n"
@@ -128,11 +119,37 @@ def slot_inputs(
             + more,
             remedy="export the base with `decoder: {adapter_slots: […]}` for these modules",
         )
-    return {
-        name: np.ascontiguousarray(array.astype(dtype))
+    with np.errstate(over="ignore"):
+        inputs = {
+            name: np.ascontiguousarray(array.astype(dtype))
+            for slot in slots
+            for name, array in zip(slot.names, _fused(slot, factors), strict=True)
+        }
+    if infinite := [name for name, array in inputs.items() if not np.isfinite(array).all()]:
+        raise ModelError(
+            f"the adapter {adapter} exceeds the range of {np.dtype(dtype)} in {infinite[0]}",
+            remedy="export the base with `dtype: float32`",
+        )
+    return inputs
+
+
+def _misfits(slots: Sequence[AdapterSlot], factors: Mapping[str, Factors]) -> list[str]:
+    """Return a line for each module of an adapter without a slot, or of other sizes."""
+    sizes = {
+        module: (slot.inputs, width)
         for slot in slots
-        for name, array in zip(slot.names, _fused(slot, factors), strict=True)
+        for module, width in zip(slot.modules, slot.widths, strict=True)
     }
+    problems = [f"{name}: the graph has no slot for it" for name in factors if name not in sizes]
+    for name, factor in factors.items():
+        actual = factor.a_IR.shape[0], factor.b_RO.shape[1]
+        expected = sizes.get(name, actual)
+        if actual != expected:
+            problems.append(
+                f"{name} maps {actual[0]} values to {actual[1]}, and the layer of the graph "
+                f"{expected[0]} to {expected[1]}"
+            )
+    return problems
 
 
 def _fused(slot: AdapterSlot, factors: Mapping[str, Factors]) -> tuple[Array, Array]:

@@ -30,6 +30,8 @@ class LinearGroup:
     inputs: int
     layers: tuple[int, ...]
     """Layers that have them."""
+    is_expert: bool = False
+    """True for layers of one expert among several, which have no slots for adapters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,7 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
 
     architecture = class_architecture(tree, None)
     sizes, names = architecture.decoder, architecture.names
-    numbers: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    numbers: dict[tuple[tuple[str, ...], int, bool], list[int]] = {}
     for number, layer in enumerate(architecture.layers):
         for group in _layer_groups(layer, sizes):
             numbers.setdefault(group, []).append(number)
@@ -68,8 +70,8 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
         stack=f"{names.root}.{names.layers}",
         layers=sizes.layers,
         groups=tuple(
-            LinearGroup(modules, inputs, tuple(found))
-            for (modules, inputs), found in numbers.items()
+            LinearGroup(modules, inputs, tuple(found), is_expert)
+            for (modules, inputs, is_expert), found in numbers.items()
         ),
         head=names.head,
         hidden=sizes.hidden,
@@ -78,25 +80,25 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
     )
 
 
-def _layer_groups(layer: Layer, sizes: DecoderSizes) -> Iterator[tuple[tuple[str, ...], int]]:
-    """Yield linear layers that read one input, with its width."""
+def _layer_groups(layer: Layer, sizes: DecoderSizes) -> Iterator[tuple[tuple[str, ...], int, bool]]:
+    """Yield linear layers that read one input, with its width, and True for those of experts."""
     from compressor.graphs.decoder.architecture import Mixture
 
     attention, ffn = layer.attention, layer.ffn
-    yield attention.projections, sizes.hidden
-    yield (attention.output,), sizes.heads * sizes.head_width
+    yield attention.projections, sizes.hidden, False
+    yield (attention.output,), sizes.heads * sizes.head_width, False
     if isinstance(ffn, Mixture):
         networks = [] if ffn.shared is None else [ffn.shared]
         *inputs, output = ffn.experts.layout.projections
         for number in range(ffn.experts.layout.experts):
             start = f"{ffn.experts.name}.{number}"
-            yield tuple(f"{start}.{name}" for name in inputs), sizes.hidden
-            yield (f"{start}.{output}",), ffn.experts.width
+            yield tuple(f"{start}.{name}" for name in inputs), sizes.hidden, True
+            yield (f"{start}.{output}",), ffn.experts.width, True
     else:
         networks = [ffn]
     for network in networks:
-        yield network.inputs, sizes.hidden
-        yield (network.output,), network.width
+        yield network.inputs, sizes.hidden, False
+        yield (network.output,), network.width, False
 
 
 def _tabulated(tree: Mapping[str, Any], shape: DecoderShape) -> GraphLayers:

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.foreign_files.json_files import expect, parse_json
+from compressor.graphs.decoder.adapter_slots import BASE_KEY
+from compressor.models.adapters.layout import ADAPTER_CONFIG
 from compressor.runtimes.delta.build import build_result, check_result, check_space
 from compressor.runtimes.delta.identity import Base, open_base
 from compressor.runtimes.delta.manifest import ResultIdentity
 from compressor.runtimes.delta.package import COPY_AGAIN, Package, refused
-from compressor.runtimes.delta.scales import ADAPTER_CONFIG, merge_into_scales, merge_refusal
+from compressor.runtimes.delta.scales import merge_into_scales, merge_refusal
 from compressor.runtimes.delta.signatures import check_package_signature, open_package
 from compressor.runtimes.delta.slot import SCRATCH, Applied, Slot, SlotState
 
@@ -23,7 +25,8 @@ class Application:
 
     Attributes:
         package: the package, or a `delta` artifact.
-        base: the model that it applies to: an artifact, a folder or a file.
+        base: the model that it applies to: an artifact, a folder or a file. An adapter may be
+            applied to an ONNX graph with slots that was exported from that model.
         out: the folder that holds the result.
         key: a public key file or a keyring; None for the one in the environment.
         signed: True to require a valid signature.
@@ -55,7 +58,8 @@ def apply_package(request: Application) -> tuple[Applied, bool]:
     manifest = package.manifest
     _check_expiry(package, request.now)
     base = open_base(request.base)
-    _check_base(package, base)
+    if request.merge or not _is_exported_base(package, base):
+        _check_base(package, base)
     result = manifest.result
     if request.merge:
         if manifest.merged is None:
@@ -94,7 +98,9 @@ def undo_package(out: Path) -> SlotState:
     """
     slot = Slot(out)
     if not slot.home.is_dir():
-        raise UsageError(f"{out}: no package was applied here", remedy="name it as --out did")
+        raise UsageError(
+            f"{out}: no package was applied here", remedy="give --out the folder that `apply` wrote"
+        )
     with slot.locked():
         return slot.undo()
 
@@ -107,6 +113,18 @@ def _check_expiry(package: Package, now: datetime.datetime) -> None:
             f"{now.isoformat(timespec='seconds')}",
             remedy="get a newer package, or set the clock of this device",
         )
+
+
+def _is_exported_base(package: Package, base: Base) -> bool:
+    """Return True for an adapter of the model that an ONNX graph with slots was exported from."""
+    manifest = package.manifest
+    needs_files = any(file.base is not None for file in manifest.files)
+    if manifest.result.format != "adapter" or base.format != "onnx" or needs_files:
+        return False
+    from compressor.graphs.files import read_graph
+
+    metadata = {entry.key: entry.value for entry in read_graph(base.path).metadata_props}
+    return metadata.get(BASE_KEY) == manifest.base.digest
 
 
 def _check_base(package: Package, base: Base) -> None:

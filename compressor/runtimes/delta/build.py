@@ -11,14 +11,13 @@ from typing import IO
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.fingerprint import digest_file
 from compressor.errors import ModelError, NumericalError, StorageError
+from compressor.models.adapters.layout import ADAPTER_WEIGHTS
 from compressor.models.checkpoint.finite import check_files_finite
 from compressor.runtimes.delta.manifest import FileRecord, ResultIdentity
 from compressor.runtimes.delta.package import Package, digest_of_files, refused
 from compressor.runtimes.delta.patch import decode_block
 from compressor.runtimes.delta.tensors import UnpackedPayload, decode_tensor, safetensors_header
 
-WEIGHTS = "adapter_model.safetensors"
-"""File of the result that holds the tensors of a package."""
 _COPY_BYTES = 1 << 20
 
 
@@ -48,7 +47,7 @@ def write_files(package: Package, base_files: Mapping[str, Path], out: Path) -> 
             for name, text in manifest.texts.items():
                 _write(out / name, text.encode())
             if manifest.tensors:
-                _write_tensors(package, source, out / WEIGHTS)
+                _write_tensors(package, source, out / ADAPTER_WEIGHTS)
             for file in manifest.files:
                 _write_file(file, source, base_files, out / file.name)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """The manifest of a package: its identity, the model that it applies to, and what it results in.
 
-``docs/formats.md`` documents the bytes. Every limit here keeps the memory of a hostile package
-small: sizes are checked before anything is allocated or written.
+``docs/update-packages.md`` documents the bytes. Every limit here keeps the memory of a hostile
+package small: sizes are checked before anything is allocated or written.
 """
 
 from __future__ import annotations

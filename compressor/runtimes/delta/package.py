@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import atomic_file
@@ -161,8 +161,3 @@ def write_signed(package: Package, signature: bytes, target: Path) -> None:
 def digest_of_files(digests: dict[str, str]) -> str:
     """Return the digest of a model from the sha256 of each of its files by name."""
     return digest_json(digests)
-
-
-def manifest_tree(manifest: DeltaManifest) -> dict[str, Any]:
-    """Return the JSON value of a manifest, without the texts of files."""
-    return manifest.model_dump(mode="json", exclude={"texts", "tensors", "files"})

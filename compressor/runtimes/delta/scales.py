@@ -3,8 +3,9 @@
 (IA)³ (Liu et al. 2022, arXiv 2205.05638) multiplies outputs of linear layers, and inputs of the
 last layer of an MLP, by learned factors. A packed weight is ``(integer - zero) · scale``, so a
 factor of an output multiplies the scales of that output's groups, and its bias. The inputs of
-``down_proj`` are products with the outputs of ``up_proj``, so their factors go there. Integers and
-zero-points stay, and every tensor keeps its place in the file.
+``down_proj`` in a gated MLP are products with the outputs of ``up_proj``, so their factors go
+there; an MLP with an activation or a norm between the two is refused. Integers and zero-points
+stay, and every tensor keeps its place in the file.
 
 Shapes: O outputs, I inputs, G groups of a row.
 """
@@ -21,32 +22,35 @@ from numpy.typing import NDArray
 from compressor.artifacts.errors_from_os import writing
 from compressor.artifacts.files import copy_file
 from compressor.errors import ModelError, UsageError
-from compressor.models.checkpoint.layout import read_config
-from compressor.models.checkpoint.weight_files import StoredTensor, read_weight_files
-from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
-from compressor.runtimes.delta.floats import (
+from compressor.models.adapters.layout import ADAPTER_WEIGHTS, NAME_PREFIX
+from compressor.models.checkpoint.floats import (
     bytes_from_float32,
     float32_from_bytes,
     float_tensors,
     is_float,
     read_entry,
 )
+from compressor.models.checkpoint.layout import read_config
+from compressor.models.checkpoint.weight_files import StoredTensor, read_weight_files
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 
 LORA_FIGURES = (
     "rounding W + BA back to a 4-bit grid loses nearly all of it: on SmolLM2-135M the perplexity "
     "is 31.81 without the adapter, 24.71 with it beside the weights, 31.04 merged on the same grid "
     "and 30.30 on a new one"
 )
-_PEFT_PREFIX = "base_model.model."
 _FACTOR = ".ia3_l"
 _DOWN, _UP = "down_proj", "up_proj"
+_GATED_MLP = frozenset({"gate_proj", _UP, _DOWN})
+"""Layers of an MLP whose `down_proj` reads products with the outputs of `up_proj`."""
 _SCALES = {"scales": 1, "weight_scale": 0}
 """Suffix of the scales in AutoAWQ's format and in compressed-tensors, to the axis of outputs."""
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class MergeTarget:
+    """A tensor that is multiplied by factors along one of its axes."""
+
     stored: StoredTensor
     factors: NDArray[np.float32]
     axis: int
@@ -95,7 +99,7 @@ def merge_into_scales(adapter: Path, base_files: Mapping[str, Path], out: Path) 
         StorageError: the disk is full, or the folder cannot be written.
     """
     folder = base_files["config.json"].parent
-    changes = _changes(_read_factors(adapter), read_weight_files(folder).checked().tensors)
+    changes = merge_targets(_read_factors(adapter), read_weight_files(folder).checked().tensors)
     with writing(out):
         for name, file in base_files.items():
             copy_file(file, out / name)
@@ -106,10 +110,10 @@ def merge_into_scales(adapter: Path, base_files: Mapping[str, Path], out: Path) 
 
 def _read_factors(adapter: Path) -> dict[str, NDArray[np.float32]]:
     """Return the factors by the name of their layer, with PEFT's prefix removed."""
-    file = adapter / "adapter_model.safetensors"
+    file = adapter / ADAPTER_WEIGHTS
     factors = {}
     for stored_name, values in float_tensors(file):
-        name = stored_name.removeprefix(_PEFT_PREFIX)
+        name = stored_name.removeprefix(NAME_PREFIX)
         if not name.endswith(_FACTOR):
             raise ModelError(
                 f"{file}: {stored_name} is no factor of (IA)³",
@@ -119,23 +123,35 @@ def _read_factors(adapter: Path) -> dict[str, NDArray[np.float32]]:
     return factors
 
 
-def _changes(
+def merge_targets(
     factors: Mapping[str, NDArray[np.float32]], stored: Mapping[str, StoredTensor]
-) -> list[_Change]:
-    changes: list[_Change] = []
+) -> list[MergeTarget]:
+    """Return the tensors of a packed model that hold the factors of an adapter, with the factors.
+
+    Args:
+        factors: by the name of their layer: [1, I] for its inputs, [O, 1] for its outputs.
+        stored: tensors of the model by name.
+
+    Raises:
+        ModelError: a factor fits no packed layer; the message names every one.
+    """
+    changes: list[MergeTarget] = []
     problems = []
     for layer, values in factors.items():
         # PEFT: [1, I] multiplies the inputs, [O, 1] the outputs.
         multiplies_inputs = values.ndim == 2 and values.shape[0] == 1 and values.shape[1] > 1
         target = layer
         if multiplies_inputs:
-            parent, _, last = layer.rpartition(".")
-            target = f"{parent}.{_UP}" if last == _DOWN else ""
+            target = _source_of_inputs(layer, stored)
         suffix = next((name for name in _SCALES if f"{target}.{name}" in stored), None)
         if suffix is None:
             problems.append(
                 f"{layer}: the model has no packed layer "
-                + (f"{_UP} whose outputs are its inputs" if multiplies_inputs else "of this name")
+                + (
+                    f"{_UP}, gated by gate_proj alone, whose outputs are its inputs"
+                    if multiplies_inputs
+                    else "of this name"
+                )
             )
             continue
         scales, axis = stored[f"{target}.{suffix}"], _SCALES[suffix]
@@ -146,9 +162,9 @@ def _changes(
             outputs = scales.entry.shape[axis]
             problems.append(f"{layer}: {values.size} factors for {outputs} outputs of {target}")
             continue
-        changes.append(_Change(scales, values.ravel(), axis))
+        changes.append(MergeTarget(scales, values.ravel(), axis))
         if (bias := stored.get(f"{target}.bias")) is not None:
-            changes.append(_Change(bias, values.ravel(), 0))
+            changes.append(MergeTarget(bias, values.ravel(), 0))
     if problems or not changes:
         raise ModelError(
             "the adapter cannot be merged into this model:\n"
@@ -158,7 +174,15 @@ def _changes(
     return changes
 
 
-def _multiply(change: _Change, file: Path) -> None:
+def _source_of_inputs(layer: str, stored: Mapping[str, StoredTensor]) -> str:
+    """Return the layer whose outputs are factors of the inputs of a layer; "" if there is none."""
+    parent, _, last = layer.rpartition(".")
+    prefix = f"{parent}."
+    layers = {n.removeprefix(prefix).partition(".")[0] for n in stored if n.startswith(prefix)}
+    return f"{prefix}{_UP}" if last == _DOWN and layers == _GATED_MLP else ""
+
+
+def _multiply(change: MergeTarget, file: Path) -> None:
     """Multiply one tensor of a safetensors file in its place."""
     entry = change.stored.entry
     values = float32_from_bytes(read_entry(file, entry), entry.dtype).reshape(entry.shape)

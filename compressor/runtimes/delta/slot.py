@@ -3,7 +3,7 @@
 Beside the folder ``NAME`` lies ``NAME.updates``::
 
     state.json   the highest counter, and what is applied now and was before
-    previous/    the model before the last update, for undo
+    previous/    the last intact model before this one, for undo
     staged/      the next model, until it is complete
     lock
 
@@ -71,6 +71,8 @@ class SlotState(BaseModel):
     pending: Literal["apply", "undo"] | None = None
     """A change that was begun: what ``following`` describes becomes current."""
     following: Applied | None = None
+    was_intact: bool = True
+    """False if an update replaces a folder that had changed since: it is not kept for undo."""
 
 
 class Slot:
@@ -128,6 +130,9 @@ class Slot:
     def apply(self, update: Applied, build: Callable[[Path], None]) -> None:
         """Replace the model by the one that ``build`` writes into an empty folder.
 
+        The model before is kept for ``undo``. One that has changed since it was applied is dropped,
+        and the one before it stays.
+
         Raises:
             CompressError: as ``build``; the slot is then as before.
             StorageError: the disk is full, or the folder cannot be written.
@@ -140,13 +145,16 @@ class Slot:
             self._clean()
             raise
         state = self.state
+        change = {
+            "highest": max(state.highest, update.counter),
+            "name": update.name,
+            "pending": "apply",
+            "following": update,
+            "was_intact": state.current is None or self.is_intact(),
+        }
         with writing(self.folder):
             fsync_tree(self.staged)
-            highest = max(state.highest, update.counter)
-            change = {"highest": highest, "name": update.name}
-            self._write(
-                state.model_copy(update={**change, "pending": "apply", "following": update})
-            )
+            self._write(state.model_copy(update=change))
             replace_directory(self.staged, self.folder, self._aside)
             self._finish()
 
@@ -195,23 +203,21 @@ class Slot:
         Each step may be repeated after a kill.
         """
         state = self.state
+        change: dict[str, Applied | bool | None] = {
+            "current": state.following,
+            "pending": None,
+            "following": None,
+        }
         former = next((path for path in (self._aside, self.staged) if path.is_dir()), None)
-        if state.pending == "apply" and former is not None:
-            _remove(self.previous)
-            former.rename(self.previous)
-            fsync_directory(self.home)
-        before = state.current if state.pending == "apply" else None
-        self._write(
-            state.model_copy(
-                update={
-                    "current": state.following,
-                    "previous": before,
-                    "can_undo": state.pending == "apply",
-                    "pending": None,
-                    "following": None,
-                }
-            )
-        )
+        if state.pending == "undo":
+            change |= {"previous": None, "can_undo": False}
+        elif state.was_intact:
+            if former is not None:
+                _remove(self.previous)
+                former.rename(self.previous)
+                fsync_directory(self.home)
+            change |= {"previous": state.current, "can_undo": True}
+        self._write(state.model_copy(update=change))
         self._clean()
 
     def _recover(self) -> None:
@@ -237,6 +243,24 @@ class Slot:
 
     def _write(self, state: SlotState) -> None:
         write_atomic(self.home / _STATE, state.model_dump_json(indent=1).encode())
+
+
+def check_applied(folder: Path) -> None:
+    """Check that a folder holds what `apply` wrote; nothing is checked of any other folder.
+
+    Raises:
+        DamagedArtifactError: a file has changed since, or the record of updates cannot be read.
+    """
+    slot = Slot(folder)
+    state = slot.state
+    # A killed `apply` is finished by the next one: the folder is the old model or the new one.
+    known = {update.digest for update in (state.current, state.following) if update is not None}
+    if state.current is not None and _digest(slot.folder) not in known:
+        raise DamagedArtifactError(
+            f"{folder} is damaged: it is not what was applied ({state.current.name} "
+            f"{state.current.counter})",
+            remedy="apply its package again",
+        )
 
 
 def now() -> datetime.datetime:

@@ -9,9 +9,6 @@ from compressor.models.checkpoint.safetensors_files import read_header
 from compressor.runtimes.foreign.contract import Description, ForeignKind, first_bytes
 from compressor.runtimes.tensor_listing import safetensors_tensors
 
-MERGE_ADAPTER = (
-    "merge it into its base model in Python: PEFT's `merge_and_unload()`, then `save_pretrained`"
-)
 _LORA_PARTS = ("lora_A", "lora_B", "lora_down", "lora_up", "lora_a", "lora_b")
 
 
@@ -34,7 +31,10 @@ class LoraFile(_SafetensorsKind):
     """The matrices of a low-rank adapter, in the names of PEFT, diffusers or kohya."""
 
     title = "the weights of a LoRA adapter (safetensors), without its adapter_config.json"
-    default_remedy = MERGE_ADAPTER
+    default_remedy = (
+        "merge it into its base model in Python: PEFT's `merge_and_unload()`, then "
+        "`save_pretrained`"
+    )
 
     def recognizes(self, path: Path) -> bool:
         """Return True where tensors are named as the factors of an adapter."""

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from compressor.artifacts.files import size_bytes
-from compressor.errors import ModelError
+from compressor.errors import ModelError, UsageError
 from compressor.foreign_files.json_files import read_json_object
 from compressor.models.adapters.base import BASE, locate_base, read_base
 from compressor.models.adapters.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from compressor.models.facts import ModelFacts, facts_of
-from compressor.runtimes.foreign.safetensors_kinds import MERGE_ADAPTER
 from compressor.runtimes.formats import Cost, Format, SampleShapes
 
 if TYPE_CHECKING:
+    from compressor.runtimes.decoding import GenerationLimits
     from compressor.runtimes.formats import TensorReader
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.session import Session
@@ -34,7 +34,10 @@ class Adapter(Format):
     summary = f"a PEFT adapter: {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
     runtime: ClassVar[str | None] = "torch"
     precedence = 1
-    default_remedy = MERGE_ADAPTER
+    default_remedy = (
+        "run it beside its base: `autoglm-compress generate ONNX --adapter`; or merge it into a "
+        "float base in Python: PEFT's `merge_and_unload()`, then `save_pretrained`"
+    )
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a folder with PEFT's adapter_config.json, or one of its two files."""
@@ -73,11 +76,16 @@ class Adapter(Format):
         return rows
 
     def check(self, path: Path) -> None:
-        """Check the config and that every tensor is finite."""
+        """Check the config, that there are tensors, and that every one is finite."""
         from compressor.models.checkpoint.finite import check_files_finite
 
         self._config(path)
         check_files_finite(path, [path / ADAPTER_WEIGHTS])
+        if not self.tensor_listing(path):
+            raise ModelError(
+                f"{path / ADAPTER_WEIGHTS} has no tensors: the adapter changes nothing",
+                remedy="copy the adapter again, or train it again",
+            )
 
     def facts(self, path: Path) -> ModelFacts:
         """Return the facts of base and adapter together; the size is the adapter's own.
@@ -107,6 +115,14 @@ class Adapter(Format):
         from compressor.runtimes.torch.session import AdaptedSession
 
         return AdaptedSession(path, threads, device)
+
+    def generation_limits(self, path: Path) -> GenerationLimits:
+        """Raise UsageError: the graph of the base generates, and takes the adapter."""
+        raise UsageError(
+            f"{path} is an adapter, which generates text beside its base alone",
+            remedy="export its base with `decoder: {adapter_slots: […]}`, and name the adapter: "
+            f"autoglm-compress generate ONNX --adapter {path}",
+        )
 
     def open_layers(self, path: Path, threads: int) -> Layers:
         """Open the base with the adapter in it, with hooks on its layers."""

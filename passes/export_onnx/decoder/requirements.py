@@ -43,16 +43,19 @@ def decoder_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[Fie
 
 
 def _slot_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
-    """Return the targets of slots that match no linear layer of the graph."""
+    """Return the targets of slots that match no linear layer that gets one."""
     if config.adapter_slots is None:
         return []
-    modules = [name for group in graph_layers(tree).groups for name in group.modules]
+    groups = graph_layers(tree).groups
+    modules = [name for group in groups if not group.is_expert for name in group.modules]
+    has_experts = any(group.is_expert for group in groups)
     unknown = [t for t in config.adapter_slots if not any(is_target(m, [t]) for m in modules)]
     ends = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in modules))
     return [
         FieldProblem(
             "decoder.adapter_slots",
-            f"{target!r} matches no linear layer of the decoder",
+            f"{target!r} matches no linear layer of the decoder"
+            + (", whose experts have no slots" if has_experts else ""),
             f"name some of {ends}, or [all-linear]",
         )
         for target in unknown

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from compressor.commands.models import app
-from compressor.errors import UsageError
+from compressor.errors import DamagedArtifactError, UsageError
 from compressor.generation.adapters import named_adapters, with_adapter
 from compressor.generation.conversation import Conversation, open_chat_model
 from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
 from compressor.models.checkpoint.loading import load_module
+from compressor.runtimes.delta.apply import apply_package
 from compressor.runtimes.formats import recognize
 from tests.support.chat_models import answer_to, begin, opened, prompt_of
 from tests.support.decoders import save_decoder
+from tests.support.deltas import application, make_package
 from tests.support.processors import write_processor
 from tests.support.slots import export_with_slots, write_random_adapter
 
@@ -93,8 +97,31 @@ def test_the_command_takes_an_adapter(bed):
 def test_names_of_adapters_are_checked(bed):
     with pytest.raises(UsageError, match="two adapters have the name 'one'"):
         named_adapters([str(bed / "one"), f"one={bed / 'second'}"])
-    with pytest.raises(UsageError, match="is no adapter"):
-        named_adapters([str(bed / "float")])
+    with pytest.raises(UsageError, match="has an empty name"):
+        named_adapters([f"={bed / 'one'}"])
+
+
+def test_what_is_no_adapter_is_refused(bed, tmp_path):
+    shutil.copy(bed / "one" / "adapter_model.safetensors", tmp_path)
+    for folder in (bed / "float", tmp_path):
+        with pytest.raises(UsageError, match=r"is no adapter: it has no adapter_config\.json"):
+            named_adapters([str(folder)])
+    result = CliRunner().invoke(app, ["generate", str(bed / "one"), "--prompt", "w7"])
+    assert result.exception.what.endswith("generates text beside its base alone")
+
+
+def test_an_applied_adapter_with_a_flipped_byte_is_refused(bed, tmp_path):
+    work, out = tmp_path / "delta", tmp_path / "out"
+    shutil.copytree(bed / "one", tmp_path / "model")
+    package, _ = make_package(tmp_path / "model", bed / "float", work)
+    apply_package(application(package, bed / "float", out))
+    assert named_adapters([f"a={out}"]) == {"a": out}
+    weights = out / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(DamagedArtifactError, match="is not what was applied"):
+        named_adapters([f"a={out}"])
 
 
 def test_a_prompt_differs_in_its_first_key_alone():

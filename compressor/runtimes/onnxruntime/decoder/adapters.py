@@ -6,7 +6,7 @@ without an error, so the factors are bound as what they are: inputs of the graph
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,19 @@ from compressor.graphs.decoder.adapter_slots import (
 )
 from compressor.graphs.files import read_graph
 from compressor.models.adapters.base import read_base
-from compressor.models.adapters.factors import read_factors
+from compressor.models.adapters.factors import missing_modules, read_factors
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 
 Array = np.ndarray[Any, Any]
-_DTYPES: Mapping[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_LISTED = 4
+"""Modules that a message lists."""
+_DTYPES: Mapping[str | int, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    TensorProto.FLOAT: np.float32,
+    TensorProto.FLOAT16: np.float16,
+}
+"""Type of a slot's inputs, as ONNX Runtime and as ONNX names it."""
 
 
 class LoadedAdapters:
@@ -51,15 +59,15 @@ class LoadedAdapters:
                 not fit the slots.
         """
         metadata = session.get_modelmeta().custom_metadata_map
-        slots = _slots(folder, metadata, required=bool(adapters))
-        types = {value.name: value.type for value in session.get_overridable_initializers()}
         self._inputs: dict[str | None, dict[str, Array]] = {}
-        if slots:
-            dtype = _DTYPES[types[slots[0].names[0]]]
+        if adapters:
+            slots = _slots(folder, metadata)
+            types = {value.name: value.type for value in session.get_overridable_initializers()}
+            dtype = _dtype_of(slots, types, folder)
             self._inputs[None] = slot_inputs(slots, {}, dtype, folder)
             for name, adapter in adapters.items():
                 _check_base(adapter, metadata[BASE_KEY], folder)
-                self._inputs[name] = slot_inputs(slots, read_factors(adapter), dtype, adapter)
+                self._inputs[name] = _read_inputs(slots, adapter, dtype)
         self._bound: dict[int, str | None] = {}
 
     def check(self, name: str | None) -> None:
@@ -101,15 +109,11 @@ def write_onnx_adapter(folder: Path, adapter: Path, target: Path) -> int:
     """
     graph = read_graph(folder)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
-    slots = _slots(folder, metadata, required=True)
+    slots = _slots(folder, metadata)
     _check_base(adapter, metadata[BASE_KEY], folder)
-    [kind] = {
-        value.type.tensor_type.elem_type
-        for value in graph.graph.input
-        if value.name == slots[0].names[0]
-    }
-    dtype = np.float16 if kind == TensorProto.FLOAT16 else np.float32
-    inputs = slot_inputs(slots, read_factors(adapter), dtype, adapter)
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.graph.input}
+    dtype = _dtype_of(slots, types, folder)
+    inputs = _read_inputs(slots, adapter, dtype)
     values = {
         name: onnxruntime.OrtValue.ortvalue_from_numpy(array)
         for name, array in inputs.items()
@@ -122,15 +126,49 @@ def write_onnx_adapter(folder: Path, adapter: Path, target: Path) -> int:
         return target.stat().st_size
 
 
-def _slots(folder: Path, metadata: Mapping[str, str], *, required: bool) -> tuple[AdapterSlot, ...]:
-    if SLOTS_KEY in metadata:
-        return slots_from_json(metadata[SLOTS_KEY], folder)
-    if required:
+def _slots(folder: Path, metadata: Mapping[str, str]) -> tuple[AdapterSlot, ...]:
+    if SLOTS_KEY not in metadata or BASE_KEY not in metadata:
         raise UsageError(
             f"{folder} takes no adapters: its graph has no slots for them",
             remedy="export its parent with `decoder: {adapter_slots: [q_proj, v_proj]}`",
         )
-    return ()
+    return slots_from_json(metadata[SLOTS_KEY], folder)
+
+
+def _dtype_of(slots: Sequence[AdapterSlot], types: Mapping[str, Any], folder: Path) -> Any:
+    """Return the dtype of the inputs of slots, from the types of the inputs by name.
+
+    Raises:
+        ModelError: the graph lacks an input of a slot.
+    """
+    names = [name for slot in slots for name in slot.names]
+    missing = [name for name in names if name not in types]
+    if missing or not names:
+        raise ModelError(
+            f"{folder}: its graph lacks the inputs of adapter slots that its metadata names: "
+            f"{', '.join(missing[:_LISTED]) or 'none is named'}",
+            remedy="name the folder that `export-onnx` wrote",
+        )
+    return _DTYPES[types[names[0]]]
+
+
+def _read_inputs(slots: Sequence[AdapterSlot], adapter: Path, dtype: Any) -> dict[str, Array]:
+    """Return the inputs of all slots for an adapter whose base has been compared.
+
+    Raises:
+        ModelError: the adapter is damaged, no LoRA, or does not fit the slots.
+    """
+    factors = read_factors(adapter)
+    inputs = slot_inputs(slots, factors, dtype, adapter)
+    modules = [module for slot in slots for module in slot.modules]
+    if missing := missing_modules(adapter, modules, factors):
+        names = ", ".join(missing[:_LISTED]) + (", …" if missing[_LISTED:] else "")
+        raise ModelError(
+            f"the adapter {adapter} targets {len(missing)} modules that it has no factors for: "
+            f"{names}",
+            remedy="copy the adapter again: its weights are not those of its config",
+        )
+    return inputs
 
 
 def _check_base(adapter: Path, digest: str, folder: Path) -> None:

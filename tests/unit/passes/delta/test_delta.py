@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import warnings
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -13,12 +14,13 @@ from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, RequirementError, UsageError
 from compressor.models.adapters.base import BASE
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.facts import ModelFacts
 from compressor.models.quantized.packed_checkpoint import read_packed_layers
 from compressor.runtimes.delta.apply import apply_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.package import read_package
-from compressor.runtimes.delta.scales import merge_into_scales
+from compressor.runtimes.delta.scales import merge_into_scales, merge_targets
 from passes.delta.config import DeltaConfig
 from passes.delta.step import Delta
 from tests.support.cli import cli
@@ -149,6 +151,25 @@ def test_what_cannot_be_merged_is_refused(home, tmp_path):
     assert not any((tmp_path / "merged").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("layer", "change"),
+    [("gate_proj", "missing"), ("inner_norm.weight", "added")],
+    ids=["no gate", "a norm before down_proj"],
+)
+def test_factors_of_inputs_are_merged_into_gated_products_alone(home, layer, change):
+    """relu²(f·x) is not f·relu²(x), and a norm removes f: `up_proj` cannot hold the factor."""
+    mlp = "model.layers.0.mlp"
+    stored = dict(read_weight_files(base_of(home)).checked().tensors)
+    factors = np.ones((1, stored[f"{mlp}.up_proj.scales"].entry.shape[1]), np.float32)
+    assert merge_targets({f"{mlp}.down_proj": factors}, stored)
+    if change == "missing":
+        stored = {name: value for name, value in stored.items() if f"{mlp}.{layer}" not in name}
+    else:
+        stored[f"{mlp}.{layer}"] = next(iter(stored.values()))
+    with pytest.raises(ModelError, match="gated by gate_proj alone"):
+        merge_targets({f"{mlp}.down_proj": factors}, stored)
+
+
 def test_a_patch_between_two_models_is_small_and_exact(tmp_path):
     old = float_base(tmp_path / "old" / "model")
     shutil.copytree(old, tmp_path / "new" / "model")
@@ -176,6 +197,10 @@ def test_what_does_not_fit_is_refused(home, tmp_path):
         make_package(home / "lora" / "model", old, tmp_path / "c")
     with pytest.raises(RequirementError, match=r"has the digest [0-9a-f]{64}; abababababab…"):
         make_package(home / "lora" / "model", base_of(home), tmp_path / "d", base_digest="ab" * 32)
+    with pytest.raises(RequirementError, match=r"`expires: 2020-01-01T00:00:00Z` is over"):
+        make_package(
+            home / "lora" / "model", base_of(home), tmp_path / "e", expires="2020-01-01T00:00:00Z"
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,8 @@ from compressor.graphs.decoder.class_modules import UnknownStructureError
 from compressor.models.families.transformers.modules import build_on_meta
 from compressor.runtimes.onnxruntime.cost import count_parameters
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from passes.export_onnx.config import DecoderConfig
+from passes.export_onnx.decoder.requirements import decoder_problems
 from tests.support.built_classes import DECODER_CLASSES, save_class
 from tests.support.decoders import FIELDS, TOKENS, export_decoder, pack_decoder
 
@@ -38,6 +40,15 @@ def count(folder, operator):
 def router_of(folder, layer=-1):
     tree = json.loads((folder / "config.json").read_text())
     return class_architecture(tree, None).layers[layer].ffn.router
+
+
+def test_slots_that_only_experts_would_have_are_refused(tmp_path):
+    parent = save_class(tmp_path / "parent", *DECODER_CLASSES["olmoe"])
+    tree = json.loads((parent.model / "config.json").read_text())
+    config = DecoderConfig(adapter_slots=("q_proj", "gate_proj"))
+    [problem] = decoder_problems(config, tree)
+    assert "'gate_proj' matches no linear layer of the decoder, whose experts" in problem.reason
+    assert "q_proj" in problem.remedy and "gate_proj" not in problem.remedy
 
 
 @pytest.mark.parametrize(("case", "packing"), [("gpt_oss", SYMMETRIC), ("qwen2_moe", {})])

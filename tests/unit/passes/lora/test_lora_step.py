@@ -113,6 +113,13 @@ def test_tensors_that_do_not_fit_are_named(base, adapter, tmp_path, change):
         recognize(tmp_path).open_session(1)
 
 
+def test_an_adapter_without_tensors_is_refused(adapter, tmp_path):
+    (tmp_path / "adapter_config.json").write_bytes((adapter / "adapter_config.json").read_bytes())
+    save_file({}, tmp_path / WEIGHTS)
+    with pytest.raises(ModelError, match="has no tensors: the adapter changes nothing"):
+        recognize(tmp_path).format.check(tmp_path)
+
+
 def test_ia3_is_trained_with_the_soft_labels_of_a_teacher(base, tmp_path):
     config = LoraConfig.model_validate(
         {

@@ -2,16 +2,19 @@
 
 import datetime
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import safetensors.numpy
 
 from compressor.artifacts.trust import REQUIRE_SIGNATURES
 from compressor.errors import DamagedArtifactError, UsageError
+from compressor.graphs.decoder.adapter_slots import BASE_KEY
 from compressor.runtimes.delta.apply import apply_package, undo_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.signatures import sign_package
@@ -22,6 +25,7 @@ from tests.support.deltas import (
     write_keys,
     written_adapter,
 )
+from tests.support.tiny_files import tiny_network
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (64, 64), "model.layers.1.self_attn.v_proj": (32, 64)}
 READER = Path(__file__).parents[4] / "examples" / "delta" / "apply_delta.py"
@@ -36,7 +40,7 @@ def home(tmp_path_factory):
         adapter = written_adapter(
             home / str(counter) / "model", base, dict(list(SHAPES.items())[: 1 + counter % 2])
         )
-        fields = {"counter": counter, "expires": "2027-01-31T00:00:00Z"}
+        fields = {"counter": counter, "expires": "2099-01-31T00:00:00Z"}
         if counter == 3:
             fields["series"] = "other"
         file, _ = make_package(adapter, base, home / f"work{counter}", **fields)
@@ -73,7 +77,7 @@ def test_the_same_bytes_are_written_each_time(home, tmp_path):
         home / "base",
         tmp_path,
         counter=1,
-        expires="2027-01-31T00:00:00Z",
+        expires="2099-01-31T00:00:00Z",
     )
     assert file.read_bytes() == (home / "1.aglmdelta").read_bytes()
 
@@ -118,12 +122,40 @@ def test_a_result_that_was_changed_is_written_again(apply, tmp_path):
     assert open_base(tmp_path / "out").digest == update.digest
 
 
+@pytest.mark.parametrize("change", ["file", "folder"])
+def test_a_result_that_was_changed_is_not_what_undo_returns_to(apply, tmp_path, change):
+    first, _ = apply(1)
+    apply(2)
+    if change == "file":
+        (tmp_path / "out" / "base.json").write_text("{}")
+    else:
+        shutil.rmtree(tmp_path / "out")
+    apply(2)
+    assert undo_package(tmp_path / "out").current == first
+    assert open_base(tmp_path / "out").digest == first.digest
+
+
 def test_another_base_is_refused(home, apply, tmp_path):
     other = float_base(tmp_path / "other")
     (other / "tokenizer_config.json").write_text('{"pad_token": "w9"}')
     with pytest.raises(UsageError, match="is for another base"):
         apply_package(application(home / "1.aglmdelta", other, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_is_applied_to_a_graph_that_was_exported_from_its_base(home, apply, tmp_path):
+    """A device that runs the graph has no checkpoint; an update between models needs one."""
+    for name, digest in (("graph", open_base(home / "base").digest), ("other", "ab" * 32)):
+        (tmp_path / name).mkdir()
+        model = onnx.ModelProto.FromString(tiny_network())
+        onnx.helper.set_model_props(model, {BASE_KEY: digest})
+        onnx.save(model, tmp_path / name / "model.onnx")
+    package = home / "1.aglmdelta"
+    update, _ = apply_package(application(package, tmp_path / "graph", tmp_path / "beside"))
+    assert apply(1)[0].digest == update.digest == open_base(tmp_path / "beside").digest
+    for graph, merge in (("other", False), ("graph", True)):
+        with pytest.raises(UsageError, match="is for another base"):
+            apply_package(application(package, tmp_path / graph, tmp_path / "no", merge=merge))
 
 
 def test_another_series_in_the_same_folder_is_refused(apply):
@@ -133,8 +165,8 @@ def test_another_series_in_the_same_folder_is_refused(apply):
 
 
 def test_an_expired_package_is_refused(apply, tmp_path):
-    late = datetime.datetime(2027, 1, 31, tzinfo=datetime.UTC)
-    with pytest.raises(UsageError, match="expired on 2027-01-31T00:00:00Z"):
+    late = datetime.datetime(2099, 1, 31, tzinfo=datetime.UTC)
+    with pytest.raises(UsageError, match="expired on 2099-01-31T00:00:00Z"):
         apply(1, now=late)
     apply(1, now=late - datetime.timedelta(seconds=1))
 

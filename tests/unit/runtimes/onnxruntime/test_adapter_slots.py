@@ -6,11 +6,14 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from safetensors.torch import load_file, save_file
 
 from compressor.errors import ModelError, UsageError
+from compressor.graphs.decoder.adapter_slots import SLOTS_KEY, AdapterSlot, slot_inputs
+from compressor.models.adapters.factors import read_factors
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import recognize
 from compressor.runtimes.onnxruntime.decoder.adapters import write_onnx_adapter
@@ -144,6 +147,20 @@ def test_onnx_runtime_loads_the_file_of_an_adapter(bed, tmp_path):
         write_onnx_adapter(bed / "plain", bed / "one", tmp_path / "other")
 
 
+def test_a_graph_that_lost_its_slots_is_refused(bed, tmp_path):
+    shutil.copytree(bed / "slots", tmp_path / "onnx")
+    model = onnx.load(tmp_path / "onnx" / "model.onnx")
+    for entry in model.metadata_props:
+        if entry.key == SLOTS_KEY:
+            entry.value = entry.value.replace("layers.0.self_attn", "layers.7.self_attn")
+    onnx.save(model, tmp_path / "onnx" / "model.onnx")
+    message = r"lacks the inputs of adapter slots .* layers\.7\.self_attn\.q_proj"
+    with pytest.raises(ModelError, match=message):
+        open_rows(tmp_path / "onnx", one=bed / "one")
+    with pytest.raises(ModelError, match=message):
+        write_onnx_adapter(tmp_path / "onnx", bed / "one", tmp_path / "one.onnx_adapter")
+
+
 def changed_copy(source, target, **changes):
     shutil.copytree(source, target)
     config = json.loads((target / "adapter_config.json").read_text()) | changes
@@ -158,6 +175,18 @@ def changed_copy(source, target, **changes):
         ({"use_dora": True}, "more than a plain LoRA: use_dora: True"),
         ({"peft_type": "IA3"}, "slots of a graph take LoRA alone"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"use_qalora": True}, "more than a plain LoRA: use_qalora: True"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights: pissa"),
+        ({"a_field_of_tomorrow": 3}, "a_field_of_tomorrow: 3"),
+        ({"lora_alpha": True}, "`lora_alpha: True`, expected"),
+        ({"lora_alpha": 0}, "`lora_alpha: 0`, expected"),
+        ({"lora_alpha": 1e300}, "exceed the range of float32"),
+        ({"target_modules": ["q_proj", "o_proj", "down_proj"]}, "targets 3 modules that it has no"),
+        (
+            {"target_modules": r".*\.(q|down)_proj"},
+            r"factors for: model\.layers\.0\.mlp\.down_proj",
+        ),
+        ({"target_modules": "("}, "is no regular expression"),
     ],
 )
 def test_other_kinds_and_ranks_are_refused(bed, tmp_path, changes, message):
@@ -166,7 +195,7 @@ def test_other_kinds_and_ranks_are_refused(bed, tmp_path, changes, message):
         open_rows(bed / "slots", x=adapter)
 
 
-@pytest.mark.parametrize("change", ["missing", "module", "size", "nan", "cut"])
+@pytest.mark.parametrize("change", ["missing", "layer", "module", "size", "nan", "cut"])
 def test_tensors_that_do_not_fit_are_refused(bed, tmp_path, change):
     adapter = changed_copy(bed / "one", tmp_path / "changed")
     tensors = load_file(adapter / WEIGHTS)
@@ -174,6 +203,8 @@ def test_tensors_that_do_not_fit_are_refused(bed, tmp_path, change):
     module = first.removesuffix(".lora_A.weight")
     if change == "missing":
         del tensors[first]
+    elif change == "layer":
+        tensors = {n: tensor for n, tensor in tensors.items() if ".layers.1." not in n}
     elif change == "module":
         tensors = {n.replace("self_attn", "attn"): tensor for n, tensor in tensors.items()}
     elif change == "size":
@@ -186,6 +217,7 @@ def test_tensors_that_do_not_fit_are_refused(bed, tmp_path, change):
         (adapter / WEIGHTS).write_bytes(content[: len(content) // 2])
     messages = {
         "missing": f"{first} is missing",
+        "layer": r"targets 2 modules that it has no factors for: model\.layers\.1",
         "module": "has no slot for it",
         "size": f"{module.removeprefix(PREFIX)} maps",
         "nan": "NaN or infinite",
@@ -193,6 +225,26 @@ def test_tensors_that_do_not_fit_are_refused(bed, tmp_path, change):
     }
     with pytest.raises(ModelError, match=messages[change]):
         open_rows(bed / "slots", x=adapter)
+
+
+def test_factors_in_bfloat16_are_read(bed, tmp_path):
+    adapter = changed_copy(bed / "one", tmp_path / "half")
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(adapter / WEIGHTS).items()}
+    save_file(tensors, adapter / WEIGHTS)
+    factors = read_factors(adapter)
+    for name, tensor in tensors.items():
+        if ".lora_A." in name:
+            module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
+            assert np.array_equal(factors[module].a_IR, tensor.float().numpy().T)
+
+
+def test_factors_beyond_the_range_of_a_graph_are_refused(bed, tmp_path):
+    adapter = changed_copy(bed / "one", tmp_path / "large", lora_alpha=1e6)
+    slot = AdapterSlot("q", ("model.layers.0.self_attn.q_proj",), (64,), 64)
+    factors = {name: read_factors(adapter)[name] for name in slot.modules}
+    with pytest.raises(ModelError, match=r"exceeds the range of float16 in q\.lora_B"):
+        slot_inputs((slot,), factors, np.float16, adapter)
+    assert slot_inputs((slot,), factors, np.float32, adapter)
 
 
 def test_another_base_is_refused(bed, tmp_path):

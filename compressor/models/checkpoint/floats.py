@@ -66,7 +66,7 @@ def float_tensors(file: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
         if not is_float(entry.dtype):
             raise ModelError(
                 f"{file}: {entry.name} has the dtype {entry.dtype}, expected floats",
-                remedy="set `encoding: exact`",
+                remedy="save it with floats",
             )
         values = float32_from_bytes(read_entry(file, entry), entry.dtype)
         yield entry.name, values.reshape(entry.shape)
