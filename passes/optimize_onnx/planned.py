@@ -50,7 +50,7 @@ def contents_problems(
     if contents.is_decoder:
         yield (
             "the graph is a decoder of `export-onnx`, whose weights `awq` quantizes with less loss",
-            "put an `awq` step before `export-onnx`, or set its `floats`",
+            "put an `awq` step before `export-onnx`, or set its `dtype`",
         )
     if contents.quantized:
         yield from _quantized(config, contents.describe_quantized())

@@ -47,6 +47,11 @@ def open_package(path: Path) -> Package:
     if is_artifact(path):
         path = verified_artifact(path).path / MODEL
     file = path / FILE if path.is_dir() else path
+    if path.is_dir() and not file.exists():
+        raise UsageError(
+            f"{path} holds no update package: it has no {FILE}",
+            remedy="name the artifact of a `delta` step, or the file of a package",
+        )
     return read_package(file)
 
 

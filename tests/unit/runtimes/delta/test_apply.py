@@ -171,6 +171,11 @@ def test_an_expired_package_is_refused(apply, tmp_path):
     apply(1, now=late - datetime.timedelta(seconds=1))
 
 
+def test_a_folder_without_a_package_is_refused(home, tmp_path):
+    with pytest.raises(UsageError, match=r"holds no update package: it has no update\.aglmdelta"):
+        sign_package(home / "base", write_keys(tmp_path)[0], tmp_path / "signed.aglmdelta")
+
+
 def test_a_folder_of_something_else_is_not_replaced(apply, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
