@@ -80,7 +80,7 @@ def apply_package(request: Application) -> tuple[Applied, bool]:
         _check_counter(package, state)
         current = state.current
         if current is not None and current.digest == result.digest and slot.is_intact():
-            slot.note_counter(manifest.counter)
+            slot.note_counter(manifest.counter, package.id)
             return current, False
         if request.merge:
             slot.apply(update, lambda out: _merge(package, base, result, out))
@@ -152,6 +152,13 @@ def _check_counter(package: Package, state: SlotState) -> None:
             f"{package.file} has the counter {manifest.counter}, and {state.highest} was applied "
             "before: older updates are refused",
             remedy="get the newest package; `apply --undo` returns to the model before the last",
+        )
+    is_other = state.highest_package not in {None, package.id}
+    if manifest.counter == state.highest and is_other:
+        raise UsageError(
+            f"{package.file} has the counter {manifest.counter}, and so had another package that "
+            "was applied before",
+            remedy="raise `counter` of the `delta` step with every update",
         )
 
 

@@ -61,6 +61,8 @@ class SlotState(BaseModel):
 
     highest: int = 0
     """Highest counter that was ever applied here; `undo` does not lower it."""
+    highest_package: str | None = None
+    """Id of the package that has it."""
     name: str | None = None
     """Name of the series that the counter counts."""
     current: Applied | None = None
@@ -73,6 +75,12 @@ class SlotState(BaseModel):
     following: Applied | None = None
     was_intact: bool = True
     """False if an update replaces a folder that had changed since: it is not kept for undo."""
+
+    def raised(self, counter: int, package: str) -> dict[str, object]:
+        """Return the fields of the highest counter after a package with ``counter``."""
+        if counter < self.highest:
+            return {}
+        return {"highest": counter, "highest_package": package}
 
 
 class Slot:
@@ -146,7 +154,7 @@ class Slot:
             raise
         state = self.state
         change = {
-            "highest": max(state.highest, update.counter),
+            **state.raised(update.counter, update.package),
             "name": update.name,
             "pending": "apply",
             "following": update,
@@ -185,12 +193,12 @@ class Slot:
             self._finish()
         return self.state
 
-    def note_counter(self, counter: int) -> None:
+    def note_counter(self, counter: int, package: str) -> None:
         """Raise the highest counter, for a package whose result is in use already."""
         state = self.state
         if counter > state.highest:
             with writing(self.home):
-                self._write(state.model_copy(update={"highest": counter}))
+                self._write(state.model_copy(update=state.raised(counter, package)))
 
     def is_intact(self) -> bool:
         """Return True if the folder holds what was applied last."""

@@ -97,6 +97,16 @@ def test_updates_replace_and_undo_returns_once(apply, tmp_path):
     assert apply(2) == (second, True)
 
 
+def test_two_packages_do_not_share_a_counter(home, apply, tmp_path):
+    apply(2)
+    other = tmp_path / "other"
+    file, _ = make_package(
+        home / "1" / "model", home / "base", other, counter=2, expires="2099-01-31T00:00:00Z"
+    )
+    with pytest.raises(UsageError, match="has the counter 2, and so had another package"):
+        apply_package(application(file, home / "base", tmp_path / "out"))
+
+
 def test_undo_of_the_first_update_removes_the_model(apply, tmp_path):
     with pytest.raises(UsageError, match="no package was applied here"):
         undo_package(tmp_path / "out")
