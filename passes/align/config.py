@@ -58,8 +58,8 @@ class AlignConfig(PassConfig):
     tuning (Zhai et al. 2022); projections behind a tower are trained."""
     chunk_size: Annotated[int, Field(ge=1)] | None = None
     """Pairs whose activations are kept at once, for batches that do not fit into memory (GradCache,
-    Gao et al. 2021). The gradient is that of the whole batch, and a step takes about a third
-    longer. By default the whole batch."""
+    Gao et al. 2021). The gradient is that of the whole batch, for one more forward pass. By default
+    the whole batch."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> AlignConfig:
