@@ -17,9 +17,7 @@ _CALIBRATION = "calibration.json"
 """Activation ranges beside a quantized model (``calibration/table.py``)."""
 _LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Patterns of terms that have to travel with the weights."""
-_COMPANIONS = (
-    "generation_config.json",
-    # Tokenizers: the files of `tokenizers`, of SentencePiece, tiktoken and Mistral, and older ones.
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -32,6 +30,11 @@ _COMPANIONS = (
     "*.model",
     "*.tiktoken",
     "tekken.json",
+)
+"""Patterns of the files of `tokenizers`, of SentencePiece, tiktoken and Mistral, and older ones."""
+_COMPANIONS = (
+    "generation_config.json",
+    *TOKENIZER_FILES,
     "chat_template*.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",

@@ -9,24 +9,10 @@ from pathlib import Path
 
 from compressor.artifacts.artifact import is_artifact, open_artifact
 from compressor.artifacts.fingerprint import digest_file
+from compressor.models.checkpoint.companions import TOKENIZER_FILES
 from compressor.runtimes.delta.manifest import BaseModelIdentity
 from compressor.runtimes.delta.package import digest_of_files
 from compressor.runtimes.formats import StoredModel, recognize
-
-_TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*.json",
-    "vocab*.txt",
-    "merges.txt",
-    "*.tiktoken",
-    "tekken.json",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +64,4 @@ def hash_base(stored: StoredModel, artifact: str | None) -> Base:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in _TOKENIZER)
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
