@@ -17,7 +17,7 @@ _CALIBRATION = "calibration.json"
 """Activation ranges beside a quantized model (``calibration/table.py``)."""
 _LICENCES = ("LICENSE*", "NOTICE*", "USE_POLICY*")
 """Patterns of terms that have to travel with the weights."""
-TOKENIZER_FILES = (
+TOKENIZER_PATTERNS = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -34,7 +34,7 @@ TOKENIZER_FILES = (
 """Patterns of the files of `tokenizers`, of SentencePiece, tiktoken and Mistral, and older ones."""
 _COMPANIONS = (
     "generation_config.json",
-    *TOKENIZER_FILES,
+    *TOKENIZER_PATTERNS,
     "chat_template*.jinja",
     "chat_template.json",
     "additional_chat_templates/*.jinja",

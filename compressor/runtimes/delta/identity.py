@@ -9,7 +9,7 @@ from pathlib import Path
 
 from compressor.artifacts.artifact import is_artifact, open_artifact
 from compressor.artifacts.fingerprint import digest_file
-from compressor.models.checkpoint.companions import TOKENIZER_FILES
+from compressor.models.checkpoint.companions import TOKENIZER_PATTERNS
 from compressor.runtimes.delta.manifest import BaseModelIdentity
 from compressor.runtimes.delta.package import digest_of_files
 from compressor.runtimes.formats import StoredModel, recognize
@@ -64,4 +64,4 @@ def hash_base(stored: StoredModel, artifact: str | None) -> Base:
 
 
 def _is_tokenizer(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_FILES)
+    return any(fnmatchcase(name, pattern) for pattern in TOKENIZER_PATTERNS)
