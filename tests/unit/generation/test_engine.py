@@ -362,7 +362,8 @@ def test_a_copied_prefix_gives_back_the_memory_of_the_row_it_replaces(bed):
     before = _resident_bytes(decoder)
     assert table.take(Prefix(0, 100)) == 1
     assert table.held_tokens <= 600
-    assert _resident_bytes(decoder) < before - 0.1 * before
+    # A fifth of the tokens; pages that they share with others stay: the address decides how many.
+    assert _resident_bytes(decoder) < before - 0.05 * before
 
 
 def test_usage_counts_the_guesses_of_the_last_step(bed):
