@@ -1,4 +1,4 @@
-"""What is done to a checkpoint, each with a short text about the outcome."""
+"""Techniques for a checkpoint; each returns a short text about the outcome."""
 
 import json
 from collections.abc import Callable, Mapping

@@ -154,7 +154,7 @@ class AccuracyReport(_Report):
     stand_in: str | None = None
     """Why another model was run in place of this one, such as an engine's ONNX graph; else None."""
     notes: tuple[str, ...] = ()
-    """How outputs were read whose names do not state it, such as probabilities."""
+    """Interpretation of outputs whose names do not state it, such as probabilities."""
 
 
 class EnergyReport(_Report):

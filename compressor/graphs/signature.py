@@ -12,7 +12,7 @@ from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
 _DTYPES = {"float": "float32", "double": "float64"}
 """ONNX's name of a dtype to torch's, where they differ."""
 _UNNAMED = frozenset({"", "-1", "0", "?", "None", "none", "unk", "unknown"})
-"""What exporters write for a dimension without a name."""
+"""Names that exporters write for a dimension without one."""
 _CLASSES_RANK = 2
 
 

@@ -1,4 +1,4 @@
-"""What the two routes that generate text share: from a request to a reply or a stream."""
+"""Shared part of the two routes that generate text: from a request to a reply or a stream."""
 
 from __future__ import annotations
 

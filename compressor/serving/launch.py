@@ -40,7 +40,7 @@ _POLL_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ServeOptions:
-    """What is served, where, and within which bounds."""
+    """The models that are served, the address, and the limits."""
 
     path: Path
     address: Address
@@ -153,7 +153,7 @@ def running_server(options: ServeOptions) -> Iterator[RunningServer]:
 
 
 def check_exposure(options: ServeOptions) -> None:
-    """Check that a server which others can reach asks for a key.
+    """Check that a server which others can reach requires a key.
 
     Raises:
         UsageError: it does not.

@@ -23,7 +23,7 @@ from passes.common.device import tensors_from_batch
 
 
 class DecoderEntry:
-    """What enters the decoder: hidden states, arguments of the layers, and quantized towers."""
+    """Inputs of the decoder: hidden states, arguments of the layers, and quantized towers."""
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ _MOST_NAMES = 5
 
 
 def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str], None]) -> ir.Model:
-    """Return the graph of a folder, simplified if the config wants it, in a sufficient opset.
+    """Return the graph of a folder, simplified if the config has `simplify`, in a sufficient opset.
 
     A graph in FP16 is converted to FP32 where its weights are to be quantized.
 

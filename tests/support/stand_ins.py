@@ -116,7 +116,7 @@ def write_talks(folder: Path) -> None:
 
 
 def write_speech(folder: Path) -> None:
-    """Write a Whisper that knows few words, so that it soon ends, and recordings."""
+    """Write a Whisper with a small vocabulary, so that it soon ends, and recordings."""
     known = {END, *SPOKEN}
     suppressed = [token for token in range(96) if token not in known]
     generation = multilingual() | {"suppress_tokens": suppressed}

@@ -47,7 +47,7 @@ class Command:
     name: str
     words: tuple[str, ...]
     template: str
-    """Which home it starts from."""
+    """Name of the home that it starts from."""
     again: frozenset[int] = frozenset({0})
     """Exit codes of the same command after a kill."""
 

@@ -243,7 +243,7 @@ class _Planner:
         )
 
     def _measure_existing(self, name: str) -> None:
-        """Measure an existing artifact as this pipeline asks, where it was measured otherwise."""
+        """Measure an existing artifact by the settings of this pipeline, if they differ."""
         step = self.steps[name]
         reference_id = self._reference_id(name, step.artifact_id)
         measure = self.pipeline.config.model.measure

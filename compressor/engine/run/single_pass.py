@@ -105,7 +105,7 @@ def measure_artifact(
     allow_code: bool,
     accuracy: bool,
 ) -> Measurement:
-    """Measure an artifact as ``evaluate:`` of a pipeline file asks; nothing is written.
+    """Measure an artifact by ``evaluate:`` of a pipeline file; nothing is written.
 
     Raises:
         GpuError: only latency is requested, of an engine that cannot run here.

@@ -104,7 +104,7 @@ class Slot:
 
     @property
     def state(self) -> SlotState:
-        """What was applied.
+        """The record of the updates that were applied.
 
         Raises:
             DamagedArtifactError: the record cannot be read.

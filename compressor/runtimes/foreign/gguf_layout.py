@@ -49,7 +49,7 @@ _BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorPlace:
-    """Where the data of a tensor are."""
+    """Position of the data of a tensor in the file."""
 
     name: str
     dtype: str

@@ -1,4 +1,4 @@
-"""What the decoder layers of a model receive, recorded in place of running them."""
+"""Record the inputs of the decoder layers of a model in place of running them."""
 
 from __future__ import annotations
 

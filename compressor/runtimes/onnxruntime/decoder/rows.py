@@ -77,7 +77,7 @@ def open_rows(folder: Path, options: RowOptions) -> RowDecoder:
 
 
 class _OnnxRows(RowDecoder):
-    """What the two kinds of graphs share: sizes, and images."""
+    """Sizes and images, which both kinds of graphs share."""
 
     def __init__(
         self,

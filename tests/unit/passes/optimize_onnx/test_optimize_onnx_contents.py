@@ -1,4 +1,4 @@
-"""What a graph holds is known when a pipeline is planned, and told by `show` and `lint`."""
+"""The contents of a graph are found when a pipeline is planned, and shown by `show` and `lint`."""
 
 import json
 from types import SimpleNamespace
