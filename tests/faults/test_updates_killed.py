@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,7 +14,7 @@ from compressor.runtimes.delta.apply import apply_package, undo_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.slot import Slot
 from tests.support.deltas import application, float_base, make_package, written_adapter
-from tests.torture.operations import KILLED, Operations, UnsyncedFiles, watch
+from tests.torture.operations import KILLED, end_before
 
 LAYER = "model.layers.0.self_attn.q_proj"
 
@@ -46,20 +45,7 @@ def killed_at(number: int, place: Path, act: Callable[[], object], *, power: boo
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == KILLED
     code = 1
     try:
-        unsynced = UnsyncedFiles()
-
-        def end() -> None:
-            if power:
-                unsynced.lose()
-            os._exit(KILLED)
-
-        operations = Operations(number, end)
-
-        def follow(event: str, arguments: tuple[Any, ...]) -> None:
-            operations(event, arguments)
-            unsynced(event, arguments)
-
-        watch(place, follow)
+        end_before(number, place, power=power)
         act()
         code = 0
     finally:

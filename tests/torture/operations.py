@@ -123,3 +123,27 @@ class UnsyncedFiles:
         for path in map(Path, self.paths):
             if path.is_file() and not path.is_symlink():
                 os.truncate(path, 0)
+
+
+def end_before(number: int, below: Path, *, power: bool) -> None:
+    """End this process with the code ``KILLED`` ahead of an operation below a folder.
+
+    Args:
+        number: the operation.
+        below: the folder.
+        power: True to lose what was written and not flushed as well.
+    """
+    unsynced = UnsyncedFiles()
+
+    def end() -> None:
+        if power:
+            unsynced.lose()
+        os._exit(KILLED)
+
+    operations = Operations(number, end)
+
+    def follow(event: str, arguments: tuple[Any, ...]) -> None:
+        operations(event, arguments)
+        unsynced(event, arguments)
+
+    watch(below, follow)

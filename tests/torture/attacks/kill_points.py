@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import tempfile
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
-from tests.torture.operations import KILLED, Operations, UnsyncedFiles, watch
+from tests.torture.operations import KILLED, Operations, end_before, watch
 from tests.torture.registry import Attack, Case
 from tests.torture.stores import (
     COMMANDS,
@@ -51,22 +49,7 @@ def stop(command: Command, number: int, home: Path, *, power: bool) -> str | Non
     """
     copy_template(command.template, home)
 
-    def prepare() -> None:
-        unsynced = UnsyncedFiles()
-
-        def end() -> None:
-            if power:
-                unsynced.lose()
-            os._exit(KILLED)
-
-        operations = Operations(number, end)
-
-        def follow(event: str, arguments: tuple[Any, ...]) -> None:
-            operations(event, arguments)
-            unsynced(event, arguments)
-
-        watch(home, follow)
-
+    prepare = partial(end_before, number, home, power=power)
     outcome = run_in(home, command.words, prepare)
     if outcome.code != KILLED:
         return f"not killed, exit code {outcome.code}: {outcome.printed[-300:]}"
