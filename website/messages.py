@@ -64,6 +64,11 @@ SECTIONS = {
         "compressor/runtimes/torch/adapter_format",
         "passes/lora",
     ),
+    "sparse-attention": (
+        "compressor/engine/plan/capabilities",
+        "compressor/models/attention_patterns",
+        "passes/sparse_attention",
+    ),
     "export-onnx": ("passes/export_onnx", "compressor/graphs"),
     "export-gguf": ("passes/export_gguf", "compressor/runtimes/llamacpp"),
     "optimize-onnx": ("passes/optimize_onnx",),

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from compressor.errors import UsageError
+from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.models.checkpoint.layout import CONFIG, read_config
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
 from compressor.models.consumers.findings import Checked, StoredLinear
@@ -50,8 +52,13 @@ def lint_checkpoint(path: Path, consumer: str, server: VllmServer) -> Checked:
     method = _method(folder, tree)
     layers = list(_linears(read_weight_files(folder).checked(), tree, method))
     if consumer == "transformers":
-        return check_transformers(layers, tree, method)
-    return check_vllm(layers, tree, method, server)
+        checked = check_transformers(layers, tree, method)
+    else:
+        checked = check_vllm(layers, tree, method, server)
+    if (folder / ATTENTION_PATTERN).is_file():
+        note = f"ignores {ATTENTION_PATTERN}: all heads attend to all tokens"
+        return replace(checked, notes=[*checked.notes, note])
+    return checked
 
 
 def _method(folder: Path, tree: Mapping[str, Any]) -> str:

@@ -148,6 +148,9 @@ class Pass(ABC, Generic[P]):
     produces: ClassVar[str]
     """Name of the model format that the pass writes."""
     Config: ClassVar[type[PassConfig]]
+    keeps_attention_pattern: ClassVar[bool] = False
+    """True if the output computes with the ``attention_pattern.json`` of the parent. Others are
+    refused by the plan for a parent that has one: its heads would attend to all keys again."""
     tools: ClassVar[tuple[str, ...]] = ("torch",)
     """Python distributions whose version can change the bytes of the output."""
     capabilities: ClassVar[tuple[type[Capability], ...]] = ()

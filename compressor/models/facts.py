@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from compressor.config.discovery import FAMILIES, load
 from compressor.models.architecture import Architecture
+from compressor.models.attention_patterns.record import read_attention_pattern
 from compressor.models.capabilities.capability import C
 from compressor.models.capabilities.signature import InputSpec, Signature
 from compressor.models.checkpoint.companions import model_files
@@ -58,6 +59,8 @@ class ModelFacts:
     gguf_scales: bool | None = None
     """True if the groups of packed layers fit GGUF's blocks (`gguf_scales` of `awq`), False if no
     heed was paid to that; None for other models, and if it is not known."""
+    attention_pattern: bool = False
+    """True if some heads attend to a window alone, as ``attention_pattern.json`` states."""
     activation_bits: int | None = None
     """Bits of the activations of quantized layers; None for floats, or if not known."""
     tokenizer_folder: Path | None = field(default=None, compare=False)
@@ -128,6 +131,7 @@ def facts_of(folder: Path) -> ModelFacts:
         integers=frozenset() if is_float else None,
         activation_bits=bits,
         tokenizer_folder=folder,
+        attention_pattern=read_attention_pattern(folder) is not None,
     )
 
 

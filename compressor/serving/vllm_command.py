@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from compressor.errors import UsageError
+from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.runtimes.formats import StoredModel
 
 _LOADED_BY_VLLM = frozenset({"torch", "packed"})
@@ -23,6 +24,12 @@ def vllm_command(
         raise UsageError(
             f"{model.path} is of the format {model.format.name!r}, which vLLM does not load",
             remedy="name the torch checkpoint, or the artifact of `awq`",
+        )
+    if model.format.facts(model.path).attention_pattern:
+        raise UsageError(
+            f"{model.path} has an {ATTENTION_PATTERN}, which vLLM ignores: all heads would attend "
+            "to all tokens",
+            remedy="serve it without `--print-vllm`, or serve the model before `sparse-attention`",
         )
     limits = model.format.generation_limits(model.path)
     arguments = ["vllm", "serve", str(model.path), "--host", host, "--port", str(port)]

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from compressor.config import discovery
 from compressor.engine.contract import Pass, PlanContext, StarterModel
-from compressor.errors import CompressError
+from compressor.errors import CompressError, RequirementError
+from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.models.capabilities.capability import Capability
 from compressor.models.facts import ModelFacts
 from compressor.models.missing import Missing, missing
@@ -33,6 +34,18 @@ def missing_capabilities(facts: ModelFacts, needs: Sequence[type[Capability]]) -
     """Return the capabilities that a model lacks; none where its architecture is not known yet."""
     architecture = facts.architecture()
     return [] if architecture is None else missing(architecture, needs)
+
+
+def pattern_refusal(pass_: Pass[Any], facts: ModelFacts) -> RequirementError | None:
+    """Return the error if a pass would drop the attention pattern of a model; None otherwise."""
+    if not facts.attention_pattern or pass_.keeps_attention_pattern:
+        return None
+    return RequirementError(
+        f"{pass_.name} does not keep the attention pattern of its parent "
+        f"({ATTENTION_PATTERN}): heads that attend to a window would attend to all tokens again",
+        remedy=f"let `sparse-attention` follow {pass_.name}, or give {pass_.name} the model that "
+        "`sparse-attention` starts from",
+    )
 
 
 def suitable_passes(format_: Format, model: StarterModel) -> list[PassSuitability]:
@@ -89,6 +102,8 @@ def _answer(pass_: Pass[Any], format_: Format, model: StarterModel) -> PassSuita
             tuple(f"the model has no {need.label}" for need in lacking),
             tuple(need.remedy for need in lacking),
         )
+    if (refusal := pattern_refusal(pass_, model.facts)) is not None:
+        return PassSuitability(pass_.name, (refusal.what,), (str(refusal.remedy),))
     return _refusal(pass_, format_.name, model)
 
 

@@ -18,7 +18,7 @@ from compressor.config.record import with_former_names
 from compressor.config.validation import references
 from compressor.data.contract import SourceContext
 from compressor.engine.contract import Estimate, PlanContext
-from compressor.engine.plan.capabilities import missing_capabilities
+from compressor.engine.plan.capabilities import missing_capabilities, pattern_refusal
 from compressor.engine.plan.class_checks import class_notes, class_problems
 from compressor.engine.plan.code_checks import check_user_code
 from compressor.engine.plan.config import SOURCE
@@ -329,6 +329,9 @@ class _Planner:
         for need in lacking:
             what = f"{step.pass_.name} needs {need.label}, which the model of {step.parent} lacks"
             self._add_problem(("passes", step.index), what, need.remedy)
+        if (refusal := pattern_refusal(step.pass_, facts["parent"])) is not None:
+            self._add_problem(("passes", step.index), refusal.what, refusal.remedy)
+            return Estimate(facts["parent"])
         if lacking:  # later steps are checked against the parent, so that their problems show
             return Estimate(facts["parent"])
         names = [name for _, target, name in references(step.config) if target.to == "data"]

@@ -9,6 +9,7 @@ from compressor.artifacts.files import copy_file
 from compressor.errors import ModelError
 from compressor.foreign_files import limits
 from compressor.foreign_files.opening import check_file
+from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
 from compressor.models.quantized.quantization import QUANTIZATION, SCALES
@@ -91,7 +92,8 @@ def model_files(folder: Path, weights: WeightFiles | None = None) -> list[Path]:
         weights: its weight files, where they have been read already.
     """
     weights = weights or read_weight_files(folder)
-    described = [folder / name for name in (CONFIG, QUANTIZATION, SCALES, _CALIBRATION)]
+    names = (CONFIG, QUANTIZATION, SCALES, _CALIBRATION, ATTENTION_PATTERN)
+    described = [folder / name for name in names]
     return sorted(
         {
             *(file for file in described if file.is_file()),

@@ -17,6 +17,12 @@ from compressor.config.discovery import FAMILIES, load, names, suggestion
 from compressor.errors import ModelError
 from compressor.foreign_files.json_files import read_json
 from compressor.models.architecture import Architecture
+from compressor.models.attention_patterns.record import (
+    ATTENTION_PATTERN,
+    pattern_problems,
+    read_attention_pattern,
+)
+from compressor.models.capabilities.attention_heads import AttentionHeads
 from compressor.models.checkpoint.generation_settings import read_special_tokens
 from compressor.models.checkpoint.layout import CONFIG
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
@@ -66,8 +72,8 @@ def read_description(folder: Path) -> ModelDescription:
     Raises:
         ModelError: the folder cannot be opened; the message names every cause: no or broken
             config.json, an unknown family, an invalid config, pickled weights, missing or
-            truncated safetensors files, a damaged generation_config.json, and tensors that do
-            not fit the config.
+            truncated safetensors files, a damaged generation_config.json, an attention pattern of
+            other heads or layers, and tensors that do not fit the config.
     """
     problems: list[str] = []
     remedies: list[str] = []
@@ -82,9 +88,11 @@ def read_description(folder: Path) -> ModelDescription:
         remedies += [error.remedy] if error.remedy else []
     stored = None
     if architecture is not None and not problems:
+        problems += _pattern_problems(folder, architecture, remedies)
         stored = architecture.family.compare_headers(architecture.config, weights)
-        problems += stored.problems
-        remedies.append("take config.json and the safetensors files from the same checkpoint")
+        if stored.problems:
+            problems += stored.problems
+            remedies.append("take config.json and the safetensors files from the same checkpoint")
     if problems or architecture is None or stored is None:
         raise ModelError(
             f"{folder} cannot be opened as a model:\n"
@@ -94,6 +102,20 @@ def read_description(folder: Path) -> ModelDescription:
     return ModelDescription(
         architecture.family, stored.config, folder, weights, stored.names, stored.notes
     )
+
+
+def _pattern_problems(folder: Path, architecture: Architecture, remedies: list[str]) -> list[str]:
+    try:
+        pattern = read_attention_pattern(folder)
+    except ModelError as error:
+        remedies += [error.remedy] if error.remedy else []
+        return [error.what]
+    if pattern is None:
+        return []
+    problems = pattern_problems(pattern, architecture.capability(AttentionHeads))
+    if problems:
+        remedies.append(f"take {CONFIG} and {ATTENTION_PATTERN} from the same checkpoint")
+    return problems
 
 
 def _where(location: tuple[int | str, ...]) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.models.architecture import Architecture
+from compressor.models.attention_patterns.record import read_attention_pattern
+from compressor.models.capabilities.attention_heads import AttentionHeads
 from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.models.checkpoint.layout import write_description
 from compressor.models.quantized.quantization import (
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Module:
     """Return the module of a model folder, in eval mode.
 
-    Weights keep the dtypes of the files, tied weights stay tied, and torch's global generator
-    keeps its state.
+    Heads that an ``attention_pattern.json`` restricts attend to no more than it states. Weights
+    keep the dtypes of the files, tied weights stay tied, and torch's global generator keeps its
+    state.
 
     Args:
         model: the folder, or its description where it has been read already.
@@ -42,8 +45,16 @@ def load_module(model: ModelDescription | Path, device: str = "cpu") -> nn.Modul
             if model.is_quantized
             else model.family.load(model.config, model.folder)
         )
+    _apply_attention_pattern(module, model)
     with torch.no_grad():  # some modules merge weights here, and could not be copied with a graph
         return module.eval().to(device)
+
+
+def _apply_attention_pattern(module: nn.Module, model: ModelDescription) -> None:
+    if (pattern := read_attention_pattern(model.folder)) is not None:
+        from compressor.models.attention_patterns.attention import apply_attention_pattern
+
+        apply_attention_pattern(module, pattern, model.require(AttentionHeads))
 
 
 def _load_quantized(model: ModelDescription) -> nn.Module:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from compressor.models.capabilities.attention_heads import AttentionHeads
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.capability import C
 from compressor.models.capabilities.cuttable_axes import CuttableAxes
@@ -22,7 +23,7 @@ from compressor.models.contract import CapabilityTable, Family, FileNames, Store
 from compressor.models.families.transformers import arithmetic
 from compressor.models.families.transformers.axes import checkpoint_axes
 from compressor.models.families.transformers.config import CheckpointConfig
-from compressor.models.families.transformers.decoder_settings import decoder_settings
+from compressor.models.families.transformers.decoder_settings import SLIDING, decoder_settings
 from compressor.models.families.transformers.headers import compare_headers
 from compressor.models.families.transformers.images import image_inputs
 from compressor.models.families.transformers.layouts import (
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
     from compressor.models.checkpoint.weight_files import WeightFiles
     from compressor.models.families.transformers.generic.description import ClassDescription
+
+_ATTENTION_CAP = "attn_logit_softcapping"
 
 
 class Transformers(Family[CheckpointConfig]):
@@ -175,6 +178,7 @@ class Transformers(Family[CheckpointConfig]):
             LinearGroups: lambda: LinearGroups(decoder_blocks(tree)),
             StreamedLayers: lambda: decoder_layers(tree),
             CachedGeneration: lambda: _generation(tree),
+            AttentionHeads: lambda: _attention_heads(tree),
             LayerKinds: lambda: LayerKinds(False, embedding_tables=not decoder_shape(tree).tied),
         }
 
@@ -223,4 +227,26 @@ def _generation(tree: Mapping[str, Any]) -> CachedGeneration:
         key_heads=decoder.key_heads,
         head_width=decoder.head_width,
         image_inputs=image_inputs(tree),
+    )
+
+
+def _attention_heads(tree: Mapping[str, Any]) -> AttentionHeads | None:
+    """Return the heads; None where the class caps scores or attends to later tokens."""
+    decoder, settings = decoder_shape(tree), decoder_settings(tree)
+    if _ATTENTION_CAP in settings.softcaps or not settings.is_causal:
+        return None
+    window = settings.window
+    return AttentionHeads(
+        layers_name=decoder.layout.layers_name,
+        layers=decoder.layers,
+        key_heads=decoder.key_heads,
+        heads_per_key=decoder.heads_per_key,
+        head_width=decoder.head_width,
+        hidden=decoder.hidden,
+        positions=settings.positions,
+        windowed={
+            number: window
+            for number, kind in enumerate(settings.layer_types)
+            if kind == SLIDING and window is not None
+        },
     )
