@@ -66,6 +66,7 @@ class ChatModel:
         has_chat_template: True if conversations can be turned into prompts.
         budget_tokens: tokens whose keys and values all rows together may hold.
         token_bytes: bytes of the keys and values of one token.
+        cache_bytes: bytes of the keys and values that all rows together may hold.
         image_cache: counts of the cache of image embeddings; None where there is none.
         adapters: names of the adapters that a prompt may have (``with_adapter``).
     """
@@ -107,6 +108,7 @@ class ChatModel:
         )
         self.context_length = self.engine.context_length
         self.budget_tokens, self.token_bytes = budget, self._decoder.token_bytes
+        self.cache_bytes = self._decoder.cache_bytes(budget, options.rows)
         self.image_cache = self._decoder.image_cache
         self.adapters = tuple(options.adapters)
 
@@ -242,12 +244,12 @@ def _budget_tokens(decoder: RowDecoder, options: ChatOptions) -> int:
     cache_bytes = min(free_bytes, options.cache_bytes or free_bytes)
     row = decoder.options
     # A model without attention has a state of one size.
-    tokens = cache_bytes // max(decoder.token_bytes, 1)
+    tokens = max(cache_bytes - decoder.cache_bytes(0, row.rows), 0) // max(decoder.token_bytes, 1)
     needed = options.context or _MIN_CONTEXT
     if tokens < needed:
         raise UsageError(
             f"keys and values of {needed:,} tokens take "
-            f"{needed * decoder.token_bytes / MEBIBYTE:,.1f} MiB, and they may take "
+            f"{decoder.cache_bytes(needed, row.rows) / MEBIBYTE:,.1f} MiB, and they may take "
             f"{cache_bytes / MEBIBYTE:,.1f} MiB",
             remedy="lower the context, free some memory, or raise --cache-mb if it was given",
         )

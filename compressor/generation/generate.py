@@ -237,7 +237,7 @@ def _prepare_decoder(task: _Task, limits: GenerationLimits) -> _Opened:
     adapters = {} if prompt.adapter is None else {_ADAPTER: prompt.adapter}
     options = RowOptions(task.threads, 1, capacity, task.fast_prompts, adapters=adapters)
     decoder = task.model.format.open_rows(folder, options)
-    check_kv_cache_fits(decoder.token_bytes * capacity, batch_size=1, tokens=capacity)
+    check_kv_cache_fits(decoder.cache_bytes(capacity), batch_size=1, tokens=capacity)
     images: Any = None
     if encoded.image_arrays is not None:
         images, _ = decoder.encode_images(ids_T, encoded.image_arrays, encoded.pictures)

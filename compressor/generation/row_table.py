@@ -91,8 +91,7 @@ class RowTable:
         best = Prefix(0, 0)
         for number, row in enumerate(self._rows):
             common = _common(row.held_keys, prefix_keys_T[:-1])
-            usable = self._decoder.truncates or common == row.length
-            if usable and common > best.length:
+            if common > best.length and self._decoder.can_resume(number, common, row.length):
                 best = Prefix(number, common)
         return best
 

@@ -60,7 +60,8 @@ class RowDecoder(ABC):
     Attributes:
         options: the options it was opened with.
         vocabulary: number of logits.
-        token_bytes: bytes of the keys and values of one token in one row.
+        token_bytes: bytes that the keys and values of one more token in a row take.
+        row_bytes: bytes of a row beside these: states, and caches of a limited number of tokens.
         truncates: True if the last tokens of a row can be dropped; False for recurrent layers,
             whose state belongs to all tokens.
         splits_images: True if a prompt with images may be read in pieces; otherwise it is read at
@@ -72,6 +73,7 @@ class RowDecoder(ABC):
     options: RowOptions
     vocabulary: int
     token_bytes: int
+    row_bytes: int = 0
     truncates: bool = True
     splits_images: bool = False
     image_cache: ImageCacheCounts | None = None
@@ -91,6 +93,23 @@ class RowDecoder(ABC):
         """
         if adapter is not None:
             raise UsageError(f"row {row}: there is no adapter {adapter!r}")
+
+    def cache_bytes(self, tokens: int, rows: int = 1) -> int:
+        """Return the bytes of the keys and values of so many tokens in so many rows."""
+        return tokens * self.token_bytes + rows * self.row_bytes
+
+    def can_resume(self, row: int, length: int, held: int) -> bool:  # noqa: ARG002
+        """Return True if tokens may follow the first tokens of a row, which drops the others.
+
+        Rows whose last call began behind fewer tokens can always be resumed, unless ``truncates``
+        is False.
+
+        Args:
+            row: the row.
+            length: its tokens that would stay.
+            held: tokens that it holds.
+        """
+        return self.truncates or length == held
 
     @abstractmethod
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:

@@ -96,7 +96,6 @@ class ServedGenerator(ServedModel):
     def rows(self) -> list[tuple[str, str]]:
         """See ``ServedModel.rows``."""
         statistics = self._engine.statistics()
-        cache_bytes = self._model.budget_tokens * self._model.token_bytes
         images = "text and images" if self._model.takes_images else "text"
         return [
             ("takes", images),
@@ -104,7 +103,7 @@ class ServedGenerator(ServedModel):
             (
                 "at once",
                 f"{statistics.rows} answers, {self._model.budget_tokens:,} tokens of keys and "
-                f"values in {cache_bytes / MEBIBYTE:,.1f} MiB",
+                f"values in {self._model.cache_bytes / MEBIBYTE:,.1f} MiB",
             ),
         ]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from compressor.graphs.decoder.activations import Activation
+from compressor.graphs.decoder.cache_bounds import CacheBound
 from compressor.graphs.decoder.mixture import Experts, Router
 from compressor.models.families.transformers.layouts import (
     LM_HEAD,
@@ -198,6 +199,13 @@ class DecoderArchitecture:
             return 2 * sum(self.images.sections)
         layer_type = self.layer_types[layer]
         return 0 if layer_type is None else 2 * self.rotary[layer_type].cos.shape[1]
+
+    def cache_bound(self, layer: int) -> CacheBound | None:
+        """Return the bound of a layer's cache; None if it would not be shorter than the context."""
+        window = self.windows[layer]
+        if window is None or CacheBound(window).rows >= self.context:
+            return None
+        return CacheBound(window)
 
 
 def rotary_tables(

@@ -10,6 +10,8 @@ Inputs:
     With images, `image_embeds` float32 [W, hidden], by default none, which replace the image tokens
     in order; and `position_offsets` int64 [3, B or 1, T or 1], by default 0, which are added to the
     position of each token in time, height and width.
+    With bounded caches, `dropped_positions.<window>` int64 [B or 1] for each bound, by default 0:
+    how many positions those caches no longer hold (``cache_bounds``); their P is smaller by these.
     With slots for adapters, two factors for each (``adapter_slots``), by default of rank 0.
 
 Outputs:
@@ -86,6 +88,7 @@ class DecoderGraph(DecoderLayers):
         mask = self._input(ATTENTION_MASK, ir.DataType.INT64, "batch", "total")
         add.read_mask(ids, mask)  # the attention of every layer uses its result
         keep = self._optional_input(LOGITS_TO_KEEP, np.array([0], dtype=np.int64), 1)
+        self._read_dropped(ids, mask)
         x = self._embed_sequence(ids, mask)
         first, normed = architecture.layers[0].pre_attention, x
         if first is not None:
@@ -111,6 +114,16 @@ class DecoderGraph(DecoderLayers):
             name="decoder",
         )
         return ir.Model(graph, ir_version=IR_VERSION)
+
+    def _read_dropped(self, ids: ir.Value, mask: ir.Value) -> None:
+        """Append an input for each bound of caches, and the nodes that layers read of it."""
+        layers = range(self.architecture.decoder.layers) if self.add.bounds_caches else ()
+        bounds = dict.fromkeys(self.architecture.cache_bound(number) for number in layers)
+        for bound in bounds:
+            if bound is not None:
+                default = np.array([0], dtype=np.int64)
+                self._optional_input(bound.input_name, default, "dropped_batch")
+                self.add.read_dropped(bound, ids, mask)
 
     def _embed_sequence(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the embeddings with images and learned positions; set the rotary tables."""
@@ -167,7 +180,7 @@ class DecoderGraph(DecoderLayers):
     def _positions_3d(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the positions of each token in time, height and width, int64 [3, B, T]."""
         add = self.add
-        positions = add.positions(ids, mask)
+        positions = self._token_positions(ids, mask)
         default = np.zeros((3, 1, 1), dtype=np.int64)
         offsets = self._optional_input(
             POSITION_OFFSETS, default, 3, "offset_batch", "offset_sequence"

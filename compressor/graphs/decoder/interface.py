@@ -21,6 +21,8 @@ TARGET_KEY = "autoglm_compress.target"
 TRACED = "traced"
 GROWING_TARGETS = frozenset({"portable", TRACED})
 """Targets whose graphs return keys and values longer than those that they read."""
+BOUNDED_CACHES_KEY = "autoglm_compress.bounded_caches"
+"""Metadata key of a decoder for the caches that need not hold all positions (``cache_bounds``)."""
 VISION_MODEL = "vision.onnx"
 """File of the vision tower: `pixel_values` float32 [M, D] of one image and `image_grid_thw`
 int64 [1, 3] in, `image_embeds` [W, H] out. Other classes take the arrays of one image or tile."""

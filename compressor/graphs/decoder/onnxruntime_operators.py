@@ -12,6 +12,8 @@ from typing import ClassVar
 import numpy as np
 import onnx_ir as ir
 
+from compressor.graphs.decoder.bounded_attention import BoundedRows, bounded_rows
+from compressor.graphs.decoder.cache_bounds import CacheBound
 from compressor.graphs.decoder.mixture import ClampedGate
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
@@ -44,10 +46,12 @@ class OnnxRuntimeOperators(Operators):
 
     rotary_pairs_multiple: ClassVar[int] = 8
     has_packed_experts: ClassVar[bool] = True
+    bounds_caches: ClassVar[bool] = True
 
     def __init__(self, accuracy_level: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         super().__init__(dtype)
         self.accuracy_level = accuracy_level
+        self._bounded: dict[CacheBound, BoundedRows] = {}
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return RMSNorm over the last axis."""
@@ -171,11 +175,17 @@ class OnnxRuntimeOperators(Operators):
     def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:  # noqa: ARG002
         """Append int32 [B], the index of each sequence's last token, and int32, P + T."""
         counts = self.op("ReduceSum", [mask, self.ints(1)], "lengths.counts", keepdims=0)
-        last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
+        last = self._last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
         shape = self.op("Shape", [mask], "total.shape")
         total = self.op("Gather", [shape, self.constant("one", np.array(1))], "total.long")
         self._lengths = self.op("Cast", [last], "lengths", to=ir.DataType.INT32)
         self._total = self.op("Cast", [total], "total", to=ir.DataType.INT32)
+
+    def read_dropped(self, bound: CacheBound, ids: ir.Value, mask: ir.Value) -> None:
+        """Append rows of the caches of one bound: positions without those that were dropped."""
+        existing = self.existing("positions")
+        positions = self.positions(ids, mask) if existing is None else existing
+        self._bounded[bound] = bounded_rows(self, bound, ids, self._last, positions)
 
     def positions(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the position of each token, int64 [B, T], as GroupQueryAttention counts them."""
@@ -206,10 +216,15 @@ class OnnxRuntimeOperators(Operators):
         else:
             tables = [rotary.cos, rotary.sin]
             attributes = {"do_rotary": 1, "rotary_interleaved": int(heads.rotary_in_pairs)}
-        operands = [query, key, value, *inputs.past, self._lengths, self._total, *tables]
+        lengths, total, positions = self._lengths, self._total, None
+        if inputs.bound is not None:
+            rows = self._bounded[inputs.bound]
+            lengths, total = rows.lengths, rows.total
+            positions = rows.positions if "do_rotary" in attributes else None
+        operands = [query, key, value, *inputs.past, lengths, total, *tables, positions]
         if heads.cap:
             attributes["softcap"] = heads.cap
-        # Position ids and an attention bias are absent.
+        # An attention bias is absent.
         operands += [None] * (11 - len(operands)) + [inputs.sinks]
         if inputs.cache_scales:
             operands += inputs.cache_scales

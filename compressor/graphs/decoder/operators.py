@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from compressor.graphs.decoder.activations import Activation
+from compressor.graphs.decoder.cache_bounds import CacheBound
 from compressor.graphs.decoder.mixture import ClampedGate
 from compressor.graphs.decoder.weights import BlockMatrix, ExpertBlocks
 from compressor.graphs.values import Array
@@ -88,6 +89,8 @@ class AttentionInputs:
     """float32 [M · H] of keys and of values; empty for a cache of floats."""
     sinks: ir.Value | None = None
     """[N]: a logit of each head that takes part in the softmax and has no value."""
+    bound: CacheBound | None = None
+    """Bound of the cache; None if it holds all positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,8 @@ class Operators(ABC):
     """Numbers of pairs that ``attention`` rotates by position are multiples of it."""
     has_packed_experts: ClassVar[bool] = False
     """True if ``packed_experts`` is implemented."""
+    bounds_caches: ClassVar[bool] = False
+    """True if caches may be bounded."""
 
     def __init__(self, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
         self.dtype = dtype
@@ -325,6 +330,10 @@ class Operators(ABC):
     @abstractmethod
     def positions(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the position of each token in its sequence, int64 [B, T]."""
+
+    def read_dropped(self, bound: CacheBound, ids: ir.Value, mask: ir.Value) -> None:
+        """Append the nodes that ``attention`` reads of the positions that caches have dropped."""
+        raise NotImplementedError
 
     @abstractmethod
     def attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionResult:

@@ -28,8 +28,8 @@ from compressor.graphs.decoder.interface import (
 from compressor.graphs.files import MODEL, read_graph
 from compressor.graphs.signature import dimension, input_specs
 from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
-from compressor.runtimes.onnxruntime.decoder.decoder import takes_one_token
 from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
+from compressor.runtimes.onnxruntime.decoder.opening import takes_one_token
 from compressor.runtimes.onnxruntime.decoder.vision import (
     VisionTower,
     image_shapes,

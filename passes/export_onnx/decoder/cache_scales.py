@@ -40,7 +40,7 @@ def measure_cache_scales(
         Cache input to its scales, float32 [N · H].
     """
     longest = max(window[INPUT_IDS].shape[1] for window in windows)
-    decoder = OnnxDecoder(folder, threads, capacity=longest)
+    decoder = OnnxDecoder(folder, threads, capacity=longest, drops_positions=False)
     tower = VisionTower.open_if_present(folder, threads)
     in_pairs = architecture.rotary_in_pairs
     peaks: dict[str, Array] = {}

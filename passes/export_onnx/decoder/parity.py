@@ -207,7 +207,7 @@ def compare(
 
 def _return_to(decoder: OnnxDecoder, ids_1T: Array, tokens: int) -> None:
     """Leave only the first tokens of a window in the cache."""
-    if decoder.can_truncate:
+    if decoder.can_truncate(tokens):
         decoder.truncate(tokens)
     else:
         decoder.reset()

@@ -14,8 +14,13 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
 from compressor.graphs.decoder.adapter_slots import BASE_KEY, SLOTS_KEY, slots_as_json
 from compressor.graphs.decoder.architecture import DecoderArchitecture
+from compressor.graphs.decoder.cache_bounds import bounds_as_json
 from compressor.graphs.decoder.graph import DecoderGraph
-from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY, TARGET_KEY
+from compressor.graphs.decoder.interface import (
+    BOUNDED_CACHES_KEY,
+    CONTEXT_LENGTH_KEY,
+    TARGET_KEY,
+)
 from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable_operators import PortableOperators
@@ -86,6 +91,8 @@ class _DecoderExport:
             TARGET_KEY: decoder.target,
             CONTEXT_LENGTH_KEY: str(self.architecture.context),
         }
+        if graph.bounded_caches:
+            metadata[BOUNDED_CACHES_KEY] = bounds_as_json(graph.bounded_caches)
         if slots := graph.adapters.slots:
             metadata[SLOTS_KEY] = slots_as_json(slots)
             metadata[BASE_KEY] = model_digest(self.model.folder)

@@ -6,14 +6,16 @@ Shapes: B sequences, T new tokens, P positions in the cache.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from compressor.data.contract import Batch
+from compressor.graphs.decoder.cache_bounds import PIECE_ROWS
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
+from compressor.runtimes.onnxruntime.decoder.dropped_positions import DroppedPositions
 
 Array = np.ndarray[Any, Any]
 
@@ -71,13 +73,32 @@ class KeyValueCache(ABC):
         """Bind what changes: the keys and values of a run that ends with ``total`` positions."""
         return
 
+    def finish(self, session: BoundSession) -> None:  # noqa: ARG002
+        """Store the keys and values of a run that has ended."""
+        return
+
+    def takes(self, tokens: int) -> bool:  # noqa: ARG002
+        """Return True if so many tokens can be appended in one call."""
+        return True
+
+    def can_resume(self, tokens: int | None = None) -> bool:  # noqa: ARG002
+        """Return True if the sequences can be continued behind their first tokens.
+
+        Args:
+            tokens: number of these; None for all.
+        """
+        return True
+
     @abstractmethod
     def reset(self) -> None:
         """Remove all tokens."""
 
     @abstractmethod
     def truncate(self, tokens: int) -> None:
-        """Remove all but the first tokens of sequences without padding."""
+        """Remove all but the first tokens of sequences without padding.
+
+        ``can_resume`` must be true for them.
+        """
 
     def valid(self) -> Batch:
         """Return the keys and values up to the length of the longest sequence, [B, N, P, H]."""
@@ -89,6 +110,7 @@ class SharedBuffers(KeyValueCache):
 
     Each sequence is contiguous: new tokens follow its last valid one, and overwrite padding. ONNX
     Runtime's attention appends one token at a time to several sequences of different lengths.
+    Bounded caches drop positions that nothing reads any more.
     """
 
     chunked_prefill = True
@@ -99,11 +121,15 @@ class SharedBuffers(KeyValueCache):
         self._batch_size = batch_size
         self._ones_1P = np.ones((1, capacity), dtype=np.int64)
         self._buffers = layout.zeros(batch_size, capacity)
+        self._dropped = DroppedPositions(layout, self._buffers)
+        self._whole: Batch = {}
+        """All positions of bounded caches, in a first prompt that is longer than their buffers."""
         self.reset()
 
     def bind_once(self, session: BoundSession) -> None:
         """Bind the buffers as past and as present."""
         session.bind_in_place(self._buffers)
+        session.bind_inputs(self._dropped.inputs)
 
     def total_length(self, new_B: Array, tokens: int, *, padded: bool) -> int:
         """See ``KeyValueCache.total_length``; padding takes positions in the first call only."""
@@ -111,23 +137,73 @@ class SharedBuffers(KeyValueCache):
 
     def append(self, new_B: Array, tokens: int, total: int) -> Array:
         """See ``KeyValueCache.append``."""
-        del tokens
+        self._make_space(tokens)
         lengths_B = self.state.lengths_B + new_B
         self.state = CacheState(lengths_B, self.state.mask_BP, self._buffers)
         if self._batch_size == 1 and int(lengths_B[0]) == total:
             return self._ones_1P[:, :total]
         return (np.arange(total) < lengths_B[:, None]).astype(np.int64)
 
+    def _make_space(self, tokens: int) -> None:
+        """Drop rows of bounded caches, or allocate all of them for a long first prompt."""
+        rows = self._dropped.fewest_rows
+        if rows is not None and tokens > rows and not self.state.lengths_B.any():
+            bounded = (array for array in self.layout.arrays if array.bound)
+            self._whole = {
+                array.name: replace(array, bound=None).zeros(self._batch_size, tokens)
+                for array in bounded
+            }
+        for sequence, length in enumerate(self.state.lengths_B.tolist()):
+            self._dropped.make_space(sequence, length, tokens)
+
+    def bind(self, session: BoundSession, total: int) -> None:
+        """See ``KeyValueCache.bind``."""
+        del total
+        session.bind_in_place(self._whole)
+
+    def finish(self, session: BoundSession) -> None:
+        """See ``KeyValueCache.finish``."""
+        if self._whole:
+            self._dropped.store(self._whole, self.state.lengths_B)
+            session.bind_in_place({name: self._buffers[name] for name in self._whole})
+            self._whole = {}
+
+    def takes(self, tokens: int) -> bool:
+        """See ``KeyValueCache.takes``."""
+        is_first = not self.state.lengths_B.any()
+        return is_first or not self.layout.bounds or tokens <= PIECE_ROWS
+
+    def can_resume(self, tokens: int | None = None) -> bool:
+        """See ``KeyValueCache.can_resume``: bounded caches may have dropped the last of these."""
+        lengths_B = self.state.lengths_B if tokens is None else self._shortened(tokens)
+        return all(map(self._dropped.can_resume, range(self._batch_size), lengths_B.tolist()))
+
+    def valid(self) -> Batch:
+        """See ``KeyValueCache.valid``; of bounded caches the positions that they hold."""
+        longest = int(self.state.lengths_B.argmax())
+        return {
+            array.name: array.first(
+                self.state.buffers[array.name],
+                int(self.state.lengths_B[longest]) - self._dropped.number(array.bound, longest),
+            )
+            for array in self.layout.arrays
+        }
+
     def reset(self) -> None:
         """See ``KeyValueCache.reset``."""
         mask_BP = np.zeros((self._batch_size, 0), dtype=np.int64)
         lengths_B = np.zeros(self._batch_size, dtype=np.int64)
+        for sequence in range(self._batch_size):
+            self._dropped.clear(sequence)
         self.state = CacheState(lengths_B, mask_BP, self._buffers)
 
     def truncate(self, tokens: int) -> None:
         """See ``KeyValueCache.truncate``."""
-        lengths_B = np.minimum(self.state.lengths_B, tokens)
-        self.state = CacheState(lengths_B, self.state.mask_BP, self._buffers)
+        self.state = CacheState(self._shortened(tokens), self.state.mask_BP, self._buffers)
+
+    def _shortened(self, tokens: int) -> Array:
+        lengths_B: Array = np.minimum(self.state.lengths_B, tokens)
+        return lengths_B
 
 
 class GrowingBuffers(KeyValueCache):

@@ -6,7 +6,6 @@ Shapes: B sequences, T new tokens, P positions in the cache, V vocabulary entrie
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,10 @@ from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     GROWING_TARGETS,
     IMAGE_EMBEDS,
-    INPUT_IDS,
     POSITION_OFFSETS,
     TARGET_KEY,
     TRACED,
 )
-from compressor.graphs.files import MODEL
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.cache import (
@@ -34,20 +31,20 @@ from compressor.runtimes.onnxruntime.decoder.cache import (
     SharedBuffers,
 )
 from compressor.runtimes.onnxruntime.decoder.encoder import Encoder, input_names
+from compressor.runtimes.onnxruntime.decoder.opening import (
+    SLEEP_BETWEEN_RUNS,
+    cache_layout,
+    open_decoder_graph,
+    open_prompt_graph,
+    takes_one_token,
+)
 from compressor.runtimes.onnxruntime.decoder.vision import ImageInputs, image_shapes
-from compressor.runtimes.onnxruntime.inference import open_inference_session
 
 Array = np.ndarray[Any, Any]
 _CHUNK_TOKENS = 128
 """Prompts are prefilled in chunks: 512 tokens at once take 4 % longer, and more memory."""
 PROMPT_GRAPH_MIN_TOKENS = 16
 """Number of tokens in a call, over all sequences, from which the graph for prompts is faster."""
-SLEEP_BETWEEN_RUNS = {"session.force_spinning_stop": "1"}
-"""Session config entry: threads of an idle session do not spin, while another session or a server's
-event loop needs the cores."""
-_OPENING_COPIES = 4
-"""Copies of a file in memory while it is opened: its bytes, its tensors, the kernels' packed
-weights, and fragmentation."""
 
 
 class OnnxDecoder:
@@ -69,6 +66,7 @@ class OnnxDecoder:
         capacity: int,
         huge_pages: bool = False,
         fast_prompts: bool = False,
+        drops_positions: bool = True,
     ) -> None:
         """Open ``model.onnx`` and allocate its key-value cache.
 
@@ -80,6 +78,7 @@ class OnnxDecoder:
             huge_pages: allocate the weights in huge pages where the system has them. They stay in
                 this process until it ends.
             fast_prompts: prefill with 8-bit copies of the packed weights, held beside them.
+            drops_positions: False to keep all positions in caches that may drop some.
 
         Raises:
             ModelError: the graph cannot be opened.
@@ -89,12 +88,9 @@ class OnnxDecoder:
         """
         settings = SLEEP_BETWEEN_RUNS if fast_prompts else {}
         session = open_decoder_graph(folder, threads, huge_pages=huge_pages, settings=settings)
-        layout = KvCacheLayout.from_inputs(session.get_inputs())
-        if layout is None:
-            raise UsageError(
-                f"{folder} holds no decoder: its graph has no key-value cache",
-                remedy="name an artifact that export-onnx made from a language model",
-            )
+        layout = cache_layout(folder, session)
+        if not drops_positions:
+            layout = layout.without_bounds()
         self._encoder, self._decoder_inputs = (
             Encoder.open_if_present(folder, threads),
             input_names(session),
@@ -139,10 +135,13 @@ class OnnxDecoder:
         for bound in {self._decode_session, self._prefill_session}:
             bound.bind_inputs(self._encoded)
 
-    @property
-    def can_truncate(self) -> bool:
-        """True if the cache can be shortened: it holds no states of recurrent layers."""
-        return not self._cache.layout.has_states
+    def can_truncate(self, tokens: int) -> bool:
+        """Return True if only the first tokens can be kept.
+
+        States of recurrent layers belong to all tokens, and bounded caches may have dropped
+        positions that the next token reads.
+        """
+        return not self._cache.layout.has_states and self._cache.can_resume(tokens)
 
     @property
     def takes_padding(self) -> bool:
@@ -156,8 +155,15 @@ class OnnxDecoder:
     def truncate(self, tokens: int) -> None:
         """Keep only the first tokens, which must include all images; not for padded sequences.
 
-        ``can_truncate`` must be true.
+        Raises:
+            UsageError: the cache cannot be shortened to them (``can_truncate``).
         """
+        if not self.can_truncate(tokens):
+            raise UsageError(
+                f"the cache cannot be shortened to {tokens} tokens: it no longer holds what the "
+                "next token reads",
+                remedy="reset the decoder, and process the tokens again",
+            )
         self._cache.truncate(tokens)
 
     def kv_cache(self) -> dict[str, Array]:
@@ -186,7 +192,8 @@ class OnnxDecoder:
             images: images among these tokens; only in the first call.
 
         Raises:
-            UsageError: the tokens exceed the capacity.
+            UsageError: the tokens exceed the capacity, or the call after one that failed lacks
+                positions that a bounded cache has dropped in between.
             PassError: ONNX Runtime failed inside the graph.
         """
         tokens = ids_BT.shape[1]
@@ -196,12 +203,7 @@ class OnnxDecoder:
         # A binding does not keep its arrays alive: this also holds the past keys and values.
         state = self._cache.state, self._next_offset_B
         try:
-            if (
-                lengths_B is None
-                and images is None
-                and self._can_split(tokens)
-                and 0 < logits_to_keep <= _CHUNK_TOKENS
-            ):
+            if lengths_B is None and images is None and self._splits(tokens, logits_to_keep):
                 return self._run_chunks(ids_BT, logits_to_keep)
             if self._takes_one_token and tokens > 1:
                 return self._run_one_by_one(ids_BT, logits_to_keep)
@@ -224,6 +226,11 @@ class OnnxDecoder:
                 "padding for tokens",
                 remedy="process each sequence alone",
             )
+        if not self._cache.can_resume():
+            raise UsageError(
+                "the cache no longer holds what the next token reads: a call has failed",
+                remedy="reset the decoder, and process the tokens again",
+            )
         several = self.batch_size > 1 and tokens > 1 and self._cache.state.lengths_B.any()
         if several and not self._cache.batched_appends:
             raise UsageError(
@@ -232,21 +239,26 @@ class OnnxDecoder:
                 remedy="pass one token at a time, or process each sequence alone",
             )
 
-    def _can_split(self, tokens: int) -> bool:
-        """Return True if a prompt is prefilled in chunks."""
-        one_sequence = self.batch_size == 1 and self._cache.chunked_prefill
-        return one_sequence and tokens > _CHUNK_TOKENS
+    def _splits(self, tokens: int, logits_to_keep: int) -> bool:
+        """Return True if tokens are processed in chunks."""
+        if self.batch_size > 1 or not self._cache.chunked_prefill or tokens <= _CHUNK_TOKENS:
+            return False
+        return 0 < logits_to_keep <= _CHUNK_TOKENS or not self._cache.takes(tokens)
 
     def _run_chunks(self, ids_BT: Array, logits_to_keep: int) -> Array:
-        """Prefill a prompt chunk by chunk; the last chunk is whole and holds all kept tokens."""
-        tokens = ids_BT.shape[1]
-        first = tokens % _CHUNK_TOKENS or _CHUNK_TOKENS
+        """Process tokens chunk by chunk, of which the last one is whole."""
+        tokens, kept = ids_BT.shape[1], []
+        first, left = tokens % _CHUNK_TOKENS or _CHUNK_TOKENS, tokens
         for chunk_BT in np.split(ids_BT, range(first, tokens, _CHUNK_TOKENS), axis=1):
             size = chunk_BT.shape[1]
+            left -= size
             new_B = np.full(1, size)
             total = self._cache.total_length(new_B, size, padded=False)
-            logits = self._run(chunk_BT, new_B, logits_to_keep, None, total)
-        return logits
+            keep = min((logits_to_keep or tokens) - left, size)
+            logits = self._run(chunk_BT, new_B, max(keep, 1), None, total)
+            if keep > 0:
+                kept.append(logits.copy() if left else logits)
+        return np.concatenate(kept, axis=1) if len(kept) > 1 else logits
 
     def _run_one_by_one(self, ids_BT: Array, logits_to_keep: int) -> Array:
         """Run tokens one by one, for a graph that takes no more."""
@@ -291,7 +303,10 @@ class OnnxDecoder:
             self._last_session = session
         self._cache.bind(session, total)
         session.bind_inputs(inputs)
-        return session.run(ids_BT, logits_to_keep)
+        try:
+            return session.run(ids_BT, logits_to_keep)
+        finally:
+            self._cache.finish(session)
 
     def _image_inputs(
         self, images: ImageInputs | None, width: int, tokens: int
@@ -337,42 +352,3 @@ def _image_width(session: onnxruntime.InferenceSession) -> int | None:
 def _image_names(session: onnxruntime.InferenceSession) -> tuple[str, ...]:
     """Return the names of the inputs for images."""
     return tuple(image_shapes(session))
-
-
-def takes_one_token(session: onnxruntime.InferenceSession) -> bool:
-    """Return True for a graph whose calls append one token each."""
-    [shape] = [value.shape for value in session.get_inputs() if value.name == INPUT_IDS]
-    return bool(shape[1] == 1)
-
-
-def open_decoder_graph(
-    folder: Path, threads: int, *, huge_pages: bool, settings: Mapping[str, str]
-) -> onnxruntime.InferenceSession:
-    """Open ``model.onnx``, with its weights in huge pages if asked for and possible.
-
-    Raises:
-        ModelError: the graph cannot be opened.
-    """
-    size_bytes = sum(file.stat().st_size for file in folder.glob(f"{MODEL}*"))
-    with memory.huge_pages(_OPENING_COPIES * size_bytes) if huge_pages else nullcontext():
-        return open_inference_session(folder, threads, settings=settings)
-
-
-def open_prompt_graph(
-    folder: Path, threads: int, *, huge_pages: bool
-) -> onnxruntime.InferenceSession:
-    """Write and open the graph for prompts; its files are deleted again.
-
-    Raises:
-        UsageError: the decoder has no packed weights, or the copies do not fit into memory.
-        StorageError: the graph cannot be written to the temporary directory.
-    """
-    from compressor.runtimes.onnxruntime.decoder.fast_prompts import temporary_prompt_graph
-    from compressor.runtimes.onnxruntime.integer_kernels import (
-        EXACT_PRODUCTS,
-        integer_products_saturate,
-    )
-
-    with temporary_prompt_graph(folder, threads) as prompt_folder:
-        settings = SLEEP_BETWEEN_RUNS | (EXACT_PRODUCTS if integer_products_saturate() else {})
-        return open_decoder_graph(prompt_folder, threads, huge_pages=huge_pages, settings=settings)

@@ -20,7 +20,8 @@ import onnxruntime
 
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
-from compressor.graphs.decoder.cache_layout import KvCacheLayout
+from compressor.graphs.decoder.cache_bounds import PIECE_ROWS
+from compressor.graphs.decoder.cache_layout import CachedArray, KvCacheLayout
 from compressor.graphs.decoder.interface import (
     ATTENTION_MASK,
     GROWING_TARGETS,
@@ -32,9 +33,11 @@ from compressor.graphs.decoder.interface import (
 from compressor.runtimes.onnxruntime.decoder.adapters import LoadedAdapters
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.cache import GrowingBuffers
-from compressor.runtimes.onnxruntime.decoder.decoder import (
-    PROMPT_GRAPH_MIN_TOKENS,
+from compressor.runtimes.onnxruntime.decoder.decoder import PROMPT_GRAPH_MIN_TOKENS
+from compressor.runtimes.onnxruntime.decoder.dropped_positions import DroppedPositions
+from compressor.runtimes.onnxruntime.decoder.opening import (
     SLEEP_BETWEEN_RUNS,
+    cache_layout,
     open_decoder_graph,
     open_prompt_graph,
     takes_one_token,
@@ -59,12 +62,7 @@ def open_rows(folder: Path, options: RowOptions) -> RowDecoder:
     session = open_decoder_graph(
         folder, options.threads, huge_pages=True, settings=SLEEP_BETWEEN_RUNS
     )
-    layout = KvCacheLayout.from_inputs(session.get_inputs())
-    if layout is None:
-        raise UsageError(
-            f"{folder} holds no decoder: its graph has no key-value cache",
-            remedy="name an artifact that export-onnx made from a language model",
-        )
+    layout = cache_layout(folder, session)
     prompts = (
         open_prompt_graph(folder, options.threads, huge_pages=True)
         if options.fast_prompts
@@ -88,7 +86,10 @@ class _OnnxRows(RowDecoder):
     ) -> None:
         self.options, self._layout = options, layout
         self.truncates = not layout.has_states
-        self.token_bytes = layout.size_bytes(1, 1)
+        self.token_bytes = layout.token_bytes
+        self.row_bytes = layout.size_bytes(1, options.capacity) - (
+            self.token_bytes * options.capacity
+        )
         self._one_token = takes_one_token(session)
         shapes = image_shapes(session)
         self._image_names = tuple(shapes)
@@ -156,15 +157,33 @@ class SharedRows(_OnnxRows):
         """
         super().__init__(folder, options, session, layout)
         self._session, self._prompts = session, prompts
-        self._buffers = {name: _mapped(array) for name, array in _shapes(layout, options).items()}
+        self._buffers = {array.name: _mapped(array, options) for array in layout.arrays}
+        self._dropped = DroppedPositions(layout, self._buffers)
         self._ones_1P = np.ones((1, options.capacity), dtype=np.int64)
         self._bindings: dict[tuple[int, int, bool], BoundSession] = {}
         self._last: BoundSession | None = None
         self.vocabulary = self._bound(0, 1, prompt=False).vocabulary_size
 
     def append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
-        """See ``RowDecoder.append``."""
+        """See ``RowDecoder.append``; bounded caches take a long prompt in pieces."""
+        size = PIECE_ROWS if self._layout.bounds else len(ids_T)
+        kept = []
+        for start in range(0, len(ids_T), size):
+            piece_T = ids_T[start : start + size]
+            end = start + len(piece_T)
+            needed = min(keep - (len(ids_T) - end), len(piece_T))
+            logits_KV = self._append(row, length + start, piece_T, images, max(needed, 1))
+            if needed > 0:
+                kept.append(logits_KV.copy() if end < len(ids_T) else logits_KV)
+        return np.concatenate(kept) if len(kept) > 1 else logits_KV
+
+    def can_resume(self, row: int, length: int, held: int) -> bool:
+        """See ``RowDecoder.can_resume``."""
+        return super().can_resume(row, length, held) and self._dropped.can_resume(row, length)
+
+    def _append(self, row: int, length: int, ids_T: Array, images: Any, keep: int) -> Array:
         total = length + len(ids_T)
+        self._dropped.make_space(row, length, len(ids_T))
         prompt = len(ids_T) >= PROMPT_GRAPH_MIN_TOKENS
         session = self._bound(row, row + 1, prompt=prompt)
         self._adapters.bind(session, self._adapter_of[row])
@@ -181,6 +200,8 @@ class SharedRows(_OnnxRows):
             return self._step_in_turn(lengths_B, ids_B, images_B)
         session = self._bound(0, rows, prompt=False)
         self._adapters.bind(session, self._adapter_of[0])
+        for row, length in enumerate(lengths_B.tolist()):
+            self._dropped.make_space(row, length, 1)
         total = int(lengths_B.max()) + 1
         mask_BP = self._ones_1P[:, :total]
         if rows > 1:
@@ -203,12 +224,14 @@ class SharedRows(_OnnxRows):
     def copy(self, source: int, target: int, length: int) -> None:
         """See ``RowDecoder.copy``."""
         self._adapter_of[target] = self._adapter_of[source]
+        self._dropped.copy(source, target)
         for array in self._layout.first(self._buffers, length).values():
             array[target] = array[source]
 
     def swap(self, first: int, second: int, length: int) -> None:
         """See ``RowDecoder.swap``."""
         self._swap_adapters(first, second)
+        self._dropped.swap(first, second)
         for array in self._layout.first(self._buffers, length).values():
             kept = array[first].copy()
             array[first] = array[second]
@@ -216,9 +239,12 @@ class SharedRows(_OnnxRows):
 
     def release(self, row: int, length: int) -> None:
         """See ``RowDecoder.release``."""
-        for array in self._buffers.values():
-            for head in array[row]:
-                _free_pages(head[length:])
+        if not length:
+            self._dropped.clear(row)
+        for array in self._layout.arrays:
+            rows = length - self._dropped.number(array.bound, row)
+            for head in self._buffers[array.name][row]:
+                _free_pages(head[rows:])
 
     def _bound(self, start: int, end: int, *, prompt: bool) -> BoundSession:
         """Return the binding to a range of rows, made once."""
@@ -227,6 +253,8 @@ class SharedRows(_OnnxRows):
         if key not in self._bindings:
             session = BoundSession(self._prompts if prompt else self._session)
             session.bind_in_place({n: array[start:end] for n, array in self._buffers.items()})
+            dropped = self._dropped.inputs.items()
+            session.bind_inputs({name: dropped_B[start:end] for name, dropped_B in dropped})
             self._bindings[key] = session
         # Only one binding holds logits, which are large for many rows.
         if self._last is not None and self._last is not self._bindings[key]:
@@ -324,21 +352,9 @@ class GrowingRows(_OnnxRows):
         return logits_KV
 
 
-def _shapes(layout: KvCacheLayout, options: RowOptions) -> dict[str, tuple[Any, ...]]:
-    """Return shape and type of the buffers of all rows."""
-    return {
-        array.name: (
-            (options.rows, *(options.capacity if size is None else size for size in array.shape)),
-            array.dtype,
-        )
-        for array in layout.arrays
-    }
-
-
-def _mapped(kind: tuple[Any, ...]) -> Array:
-    """Return zeros whose pages are taken when they are written, each for itself."""
-    shape, dtype = kind
-    array = np.zeros(shape, dtype)
+def _mapped(kind: CachedArray, options: RowOptions) -> Array:
+    """Return zeros for all rows whose pages are taken when they are written, each for itself."""
+    array = kind.zeros(options.rows, options.capacity)
     if hasattr(mmap, "MADV_DONTNEED"):
         _advise(array, _MADV_NOHUGEPAGE)
     return array
