@@ -19,6 +19,8 @@ from compressor.graphs.decoder.architecture import (
     Norm,
 )
 from compressor.graphs.decoder.cache_bounds import CacheBound
+from compressor.graphs.decoder.cache_layout import CachedArray, KvCacheLayout
+from compressor.graphs.decoder.interface import PAST_PREFIX
 from compressor.graphs.decoder.operators import (
     AttentionHeads,
     NormWeights,
@@ -68,6 +70,22 @@ class LayerParts:
         self.outputs: list[ir.Value] = []
         self.bounded_caches: dict[str, CacheBound] = {}
         """Bounds of caches by the names of their inputs."""
+
+    @property
+    def cache_layout(self) -> KvCacheLayout:
+        """The cache of the layers that were built."""
+        return KvCacheLayout(
+            tuple(
+                CachedArray(
+                    str(value.name),
+                    tuple(size if isinstance(size, int) else None for size in value.shape[1:]),
+                    value.dtype.numpy(),
+                    self.bounded_caches.get(str(value.name)),
+                )
+                for value in self.inputs
+                if str(value.name).startswith(PAST_PREFIX) and value.shape and value.dtype
+            )
+        )
 
     def _input(self, name: str, dtype: ir.DataType, *shape: str | int) -> ir.Value:
         value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))

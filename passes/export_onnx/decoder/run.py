@@ -15,6 +15,7 @@ from compressor.errors import ParityError
 from compressor.graphs.decoder.adapter_slots import BASE_KEY, SLOTS_KEY, slots_as_json
 from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.cache_bounds import bounds_as_json
+from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.graph import DecoderGraph
 from compressor.graphs.decoder.interface import (
     BOUNDED_CACHES_KEY,
@@ -56,11 +57,20 @@ class _SavedGraph:
     external: bool
     accuracy_level: int
     adapter_slots: int
+    cache: KvCacheLayout
 
     def summary(self) -> dict[str, Any]:
         """Return its first entries of the summary."""
         slots = {"adapter_slots": self.adapter_slots} if self.adapter_slots else {}
         return {"opset": self.opset, "nodes": self.nodes, "external_data": self.external} | slots
+
+    def cache_summary(self, context: int) -> dict[str, int]:
+        """Return the bytes of the cache of one sequence as long as the context."""
+        sizes = {"kv_cache_bytes": self.cache.size_bytes(1, context)}
+        if self.cache.bounds:
+            without = self.cache.without_bounds().size_bytes(1, context)
+            sizes["kv_cache_bytes_without_bounds"] = without
+        return sizes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +109,7 @@ class _DecoderExport:
         threshold = self.config.external_data_threshold_mb * 1_000_000
         external = save_checked_model(onnx_model, self.out, metadata, threshold)
         self.weights.packed_layer.cache_clear()
-        return _SavedGraph(opset, nodes, external, accuracy_level, len(slots))
+        return _SavedGraph(opset, nodes, external, accuracy_level, len(slots), graph.cache_layout)
 
     def calibration_windows(self) -> list[Batch]:
         """Return the samples that an 8-bit cache is calibrated on; none for a float cache."""
@@ -201,6 +211,7 @@ def export_decoder(
         "target": config.decoder.target,
         "accuracy_level": saved.accuracy_level,
         "kv_cache": config.dtype if scales is None else "int8",
+        **saved.cache_summary(architecture.context),
         "context_length": architecture.context,
         "parity": parity,
     }

@@ -242,7 +242,7 @@ class SharedRows(_OnnxRows):
         if not length:
             self._dropped.clear(row)
         for array in self._layout.arrays:
-            rows = length - self._dropped.number(array.bound, row)
+            rows = max(length - self._dropped.number(array.bound, row), 0)
             for head in self._buffers[array.name][row]:
                 _free_pages(head[rows:])
 
