@@ -67,7 +67,7 @@ def group_axes(
         groups.setdefault(axis.width or axis.fields or axis.name, []).append(axis)
     widths = []
     for members in groups.values():
-        units = min(axis.units for axis in members)
+        units = gcd(*(axis.units for axis in members))
         step = _step(members, units, multiple)
         label = members[0].width or members[0].label
         initial_units = (parent_units or {}).get(label, units)

@@ -33,7 +33,7 @@ _MOST_TRIALS = 8
 """Searches until a limit is met."""
 
 Count = Callable[[Family[Any], Record], int]
-Fields = dict[FieldPath, int | bool | list[Any] | dict[str, Any] | None]
+Fields = dict[FieldPath, int | float | bool | list[Any] | dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)

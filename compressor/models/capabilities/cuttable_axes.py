@@ -91,6 +91,9 @@ class Axis:
     group: int = 1
     """Units that the fields count as one, such as the hidden width for a ratio of inner widths:
     kept units are a multiple of them."""
+    ratio_units: int = 0
+    """Units that a float field counts as 1.0, such as the hidden width for a ratio of inner widths
+    of 4.0; 0 where the fields hold integers."""
     shapes_field: str = ""
     """Config field with the shapes of tensors, by name, for axes that no other field describes."""
 
@@ -104,8 +107,10 @@ class Axis:
         """Amount of the dimension per unit."""
         return self.fields[0][1] if self.fields and self.group == 1 else 1
 
-    def field_values(self, units: int) -> dict[FieldPath, int]:
+    def field_values(self, units: int) -> dict[FieldPath, int | float]:
         """Return the values of the config fields for a number of units."""
+        if self.ratio_units:
+            return {path: units / self.ratio_units for path, _ in self.fields}
         return {path: units * amount // self.group for path, amount in self.fields}
 
     def members(self, units: Iterable[int]) -> list[int]:
@@ -148,7 +153,7 @@ R = TypeVar("R", bound=Record)
 
 
 def replace_fields(
-    config: R, fields: Mapping[FieldPath, int | bool | list[Any] | dict[str, Any] | None]
+    config: R, fields: Mapping[FieldPath, int | float | bool | list[Any] | dict[str, Any] | None]
 ) -> R:
     """Return the config with fields replaced by path; None removes an entry from a list.
 

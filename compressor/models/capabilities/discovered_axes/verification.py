@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import gcd
 from typing import Any
 
 import torch
@@ -69,12 +70,12 @@ def removed_part(axes: Sequence[Axis]) -> dict[str, Tensor]:
     Axes with equal fields or one width are cut in the same proportion.
     """
     kept = {}
-    smallest: dict[object, int] = {}
+    common: dict[object, int] = {}
     for axis in axes:
         key = axis.width or axis.fields or axis.name
-        smallest[key] = min(smallest.get(key, axis.units), axis.units)
+        common[key] = gcd(common.get(key, 0), axis.units)
     for axis in axes:
-        units = smallest[axis.width or axis.fields or axis.name]
+        units = common[axis.width or axis.fields or axis.name]
         per_unit = axis.units // units
         half = units // 2 * per_unit // axis.group * axis.group
         removed = per_unit if axis.stack else max(half, per_unit, axis.group)

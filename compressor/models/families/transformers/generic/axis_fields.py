@@ -22,6 +22,10 @@ _HEAD_WIDTH = "head_dim"
 _MOST_FIELDS = 8
 """Fields that are tried in pairs."""
 _MOST_ALTERNATIVES = 3
+_MOST_RATIO = 64
+"""Largest float field that is tried: larger ones are bases of angles and the like."""
+_RATIO_STEPS = 4
+"""Steps in which a float ratio is lowered by 1.0; an inner width of a quarter more is exact."""
 _MOST_HEADS_PER_UNIT = 64
 """Query heads that share a key head."""
 
@@ -30,7 +34,7 @@ _MOST_HEADS_PER_UNIT = 64
 class SmallerClass:
     """A class built with lowered fields."""
 
-    lowered: Mapping[FieldPath, int]
+    lowered: Mapping[FieldPath, int | float]
     """The fields and their lowered values."""
     changed: Mapping[tuple[str, int], int]
     """Tensor and dimension to the size that it lost."""
@@ -46,9 +50,9 @@ class FieldProbe:
         self.tree = tree
         self.shapes: Shapes = shapes_of(module)
         config: Any = module.config
-        self.sizes = dict(_integer_fields(config.to_dict()))
-        """Every positive integer of the class's config by path, also those that follow from
-        defaults."""
+        self.sizes = dict(_number_fields(config.to_dict()))
+        """Every integer and whole float above 1 of the class's config by path, also those that
+        follow from defaults."""
         self.absent = tuple(_null_fields(config.to_dict()))
         """Fields that are null."""
         self._built: dict[tuple[tuple[FieldPath, Any], ...], SmallerClass | None] = {}
@@ -79,8 +83,8 @@ class FieldProbe:
                 for dim, (old, new) in enumerate(zip(before, after, strict=True))
                 if old != new
             }
-        integers = {path: value for path, value in values.items() if isinstance(value, int)}
-        return SmallerClass(integers, changed, frozenset(self.shapes.keys() - shapes.keys()))
+        numbers = {path: value for path, value in values.items() if isinstance(value, int | float)}
+        return SmallerClass(numbers, changed, frozenset(self.shapes.keys() - shapes.keys()))
 
 
 def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
@@ -105,18 +109,19 @@ def _copied(value: Any) -> Any:
     return [_copied(member) for member in value] if isinstance(value, list | tuple) else value
 
 
-def _integer_fields(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, int]]:
+def _number_fields(value: Any, path: FieldPath = ()) -> Iterator[tuple[FieldPath, int | float]]:
     if isinstance(value, bool):
         return
-    if isinstance(value, int) and value > 1:
+    is_ratio = isinstance(value, float) and value <= _MOST_RATIO and value.is_integer()
+    if (isinstance(value, int) or is_ratio) and value > 1:
         yield path, value
     elif isinstance(value, Mapping):
         for key, member in value.items():
             if not str(key).endswith(("_token_id", "id2label", "label2id")):
-                yield from _integer_fields(member, (*path, key))
+                yield from _number_fields(member, (*path, key))
     elif isinstance(value, list | tuple) and path:
         for index, member in enumerate(value):
-            yield from _integer_fields(member, (*path, index))
+            yield from _number_fields(member, (*path, index))
 
 
 def _null_fields(value: Any, path: FieldPath = ()) -> Iterator[FieldPath]:
@@ -214,7 +219,10 @@ def _describe(
     name = ".".join(map(str, path))
     is_shared = len({axis.units for axis in found}) > 1  # its units are of different sizes
     for axis in found:
-        amounts = {field: probe.sizes[field] // axis.units for field in smaller.lowered}
+        amounts = {field: int(probe.sizes[field] // axis.units) for field in smaller.lowered}
+        ratio_units = axis.units // int(before) if is_ratio else 1
+        is_float = is_ratio and isinstance(before, float)
+        is_fine = is_float and ratio_units % _RATIO_STEPS == 0
         fields = tuple((field, 1 if is_ratio else amount) for field, amount in amounts.items())
         described.setdefault(axis.name, []).append(
             replace(
@@ -223,12 +231,13 @@ def _describe(
                 pinned=tuple(pinned.items()),
                 dimension=f"{name}.width" if is_ratio else name,
                 width=name if is_shared else "",
-                group=axis.units // before if is_ratio else 1,
+                group=ratio_units // _RATIO_STEPS if is_fine else ratio_units,
+                ratio_units=ratio_units if is_float else 0,
             )
         )
 
 
-def _is_ratio(value: int, axis: Axis) -> bool:
+def _is_ratio(value: float, axis: Axis) -> bool:
     """Return True if a field may count groups of an axis's units, as ``mlp_ratio`` does."""
     return axis.kind != "heads" and value < axis.units and axis.units % value == 0
 
@@ -248,7 +257,7 @@ def _describe_heads(
     fields = [
         path
         for path, value in probe.sizes.items()
-        if value % axis.units == 0 and value <= axis.units * _MOST_HEADS_PER_UNIT
+        if isinstance(value, int) and value % axis.units == 0 and value <= axis.units * _MOST_HEADS_PER_UNIT
     ]
     # The order saves trials: names of such fields usually contain the word.
     fields.sort(key=lambda path: (path not in overlapping, "head" not in str(path[-1])))

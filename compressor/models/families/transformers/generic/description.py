@@ -10,13 +10,14 @@ import inspect
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
 
 from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.capabilities.layer_kinds import LayerKinds
@@ -71,7 +72,7 @@ def _describe(content: str) -> ClassDescription:
         task=task,
         signature=Signature(
             inputs,
-            _outputs(task, results),
+            _outputs(module, task, results),
             unit="sample" if task.encodes else "token",
             classes=_number_of_classes(module, task),
         ),
@@ -145,11 +146,13 @@ def _first_that_runs(
     return errors[0]
 
 
-def _outputs(task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:
+def _outputs(
+    module: PreTrainedModel, task: Task, results: Mapping[str, Any]
+) -> tuple[str, ...]:
     """Return the outputs of the task that the class returns.
 
     If it returns none of them, all its float tensors are outputs. If it could not be run, the
-    first of the task.
+    outputs of the task among the fields of its result; if that is unknown, the first of the task.
     """
     tensors = [
         name
@@ -157,8 +160,21 @@ def _outputs(task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:
         if isinstance(value, Tensor) and value.is_floating_point()
     ]
     if not tensors:
-        return task.outputs[:1]
+        stated = _stated_fields(module)
+        return tuple(name for name in task.outputs if name in stated) or task.outputs[:1]
     return tuple(name for name in task.outputs if name in tensors) or tuple(tensors)
+
+
+def _stated_fields(module: PreTrainedModel) -> set[str]:
+    """Return the fields of the records of results that ``forward`` creates."""
+    forward: Any = inspect.unwrap(type(module).forward)
+    records = [forward.__globals__.get(name) for name in forward.__code__.co_names]
+    return {
+        field.name
+        for record in records
+        if isinstance(record, type) and issubclass(record, ModelOutput) and is_dataclass(record)
+        for field in fields(record)
+    }
 
 
 def _number_of_classes(module: PreTrainedModel, task: Task) -> int | None:

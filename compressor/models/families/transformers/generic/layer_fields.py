@@ -15,7 +15,7 @@ _MEMBER = re.compile(r"\.(\d+)\.")
 def layer_axes(probe: FieldProbe) -> Iterator[Axis]:
     """Yield the stacks whose layers have equal shapes, with the fields that count them."""
     for path, count in probe.sizes.items():
-        if count > _MOST_LAYERS:
+        if not isinstance(count, int) or count > _MOST_LAYERS:
             continue
         lists = tuple(_lists_of(probe.tree, path, count))
         values: dict[FieldPath, Any] = {path: count - 1}
