@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from compressor.config.record import Record
 from compressor.engine.contract import Estimate, PassContext, PassOutput
 from compressor.errors import RequirementError
+from compressor.models.architecture import Architecture
 from compressor.models.capabilities.linear_groups import Block, LinearGroups
 from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
@@ -17,6 +18,9 @@ from compressor.models.facts import ModelFacts
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer, Parts
 from passes.common.field_problems import FieldProblem, is_set
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 class WholeQuantizer(ModelQuantizer):
@@ -38,6 +42,7 @@ class WholeQuantizer(ModelQuantizer):
             layers: of a decoder that cannot be processed layer by layer after all.
         """
         self.config, self.family, self.layers = config, family, layers
+        self.architecture = architecture
         groups = family.capability(LinearGroups, architecture)
         self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
         """Empty where the family does not state them: they are discovered from the module."""
@@ -84,11 +89,35 @@ class WholeQuantizer(ModelQuantizer):
             RequirementError: none can, and the message names all with the reasons; or too few.
         """
         from compressor.models.checkpoint.loading import load_module
+
+        self._check_module(load_module(model))
+
+    def check_planned(self, parent: ModelFacts) -> None:
+        """Check fields, and the linear layers of a class without stated groups, built without data.
+
+        Raises:
+            RequirementError: fields do not apply, or no layer, or too few, can be quantized.
+        """
+        super().check_planned(parent)
+        if self.blocks:
+            return
+        from passes.common.unweighted import build_without_values
+
+        self._check_module(build_without_values(Architecture(self.family, self.architecture))[0])
+
+    def _check_module(self, module: nn.Module) -> None:
+        """Check that linear layers can be quantized, and that they are enough of the model.
+
+        Args:
+            module: the model; its values are not read.
+
+        Raises:
+            RequirementError: none can, and the message names all with the reasons; or too few.
+        """
         from compressor.models.families.transformers.conv1d import replace_conv1d
         from passes.awq.linear_layers import other_matrices, select_layers
         from passes.common.changed_share import count_share
 
-        module = load_module(model)
         replace_conv1d(module)
         selection = select_layers(self.blocks, module, self.config)
         if selection.blocks:
