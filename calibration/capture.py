@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.observers import Observer
+from compressor.models.capabilities.valid_positions import PositionMask
 
 TensorCallback = Callable[[str, Tensor], None]
 """Called with the name of a tensor and its values."""
@@ -81,38 +82,36 @@ def observe_layers(
         run()
 
 
-def select_valid(values: Tensor, valid_BT: Tensor | None) -> Tensor:
-    """Return the values at valid positions.
+def select_valid(
+    values: Tensor, mask: PositionMask | None, *, channels_first: bool = False
+) -> Tensor:
+    """Return the values at valid positions; all of them without a mask.
 
     Args:
-        values: any shape; a mask applies to values of shape [B, T, ...] with further dimensions,
-            since one of [B, width] may be as wide as texts are long.
-        valid_BT: bool [B, T], True at positions that are not padding; None if all are valid.
-
-    Returns:
-        Values [P, ...] at the P valid positions; all values if there is no mask or their leading
-        dimensions differ from the mask's.
+        values: inputs or outputs of a layer.
+        mask: the positions of the batch that are not padding; None if all are valid.
+        channels_first: True for values of a convolution.
     """
-    if valid_BT is None or values.ndim <= 2 or values.shape[:2] != valid_BT.shape:
-        return values
-    return values[valid_BT]
+    return values if mask is None else mask.select(values, channels_first=channels_first)
 
 
 class TensorObservers:
     """One observer per tensor name, created at the first call with that name."""
 
-    def __init__(self, create: Callable[[], Observer]) -> None:
-        self.create = create
+    def __init__(self, create: Callable[[], Observer], convolutions: Collection[str] = ()) -> None:
+        """Take what creates an observer, and the layers whose values have channels first."""
+        self.create, self.convolutions = create, convolutions
         self.observers: dict[str, Observer] = {}
         self.not_finite: dict[str, str] = {}
         """Tensor name to the error message, for tensors with NaN or infinite values. Errors are
         collected so that the caller can report all of them at once."""
-        self.valid_positions: Tensor | None = None
-        """Mask of the current batch, bool [B, T]; None if all positions are valid."""
+        self.valid_positions: PositionMask | None = None
+        """Mask of the current batch; None if all positions are valid."""
 
     def observe(self, name: str, values: Tensor) -> None:
         """Update the observer of a tensor with its values at valid positions, as one channel."""
-        values = select_valid(values, self.valid_positions)
+        is_convolution = name.rpartition(":")[0] in self.convolutions
+        values = select_valid(values, self.valid_positions, channels_first=is_convolution)
         observer = self.observers.setdefault(name, self.create())
         try:
             observer.observe(values.reshape(1, -1).cpu())

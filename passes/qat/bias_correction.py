@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import forward_hooks, select_valid
+from compressor.models.capabilities.valid_positions import PositionMask
 from compressor.models.quantized.fake_quantization import IntegerLayer
 
 
@@ -20,7 +21,7 @@ def correct_biases(
     module: nn.Module,
     teacher: nn.Module,
     batch: Mapping[str, Tensor],
-    valid_BT: Tensor | None = None,
+    mask: PositionMask | None = None,
 ) -> int:
     """Shift the bias of each integer layer so that its mean output equals the float layer's.
 
@@ -33,7 +34,7 @@ def correct_biases(
         module: The quantized model, in eval mode.
         teacher: The float model with folded normalizations, in eval mode.
         batch: Model inputs.
-        valid_BT: True at positions that are not padding; None if all are valid.
+        mask: Positions that are not padding; None if all are valid.
 
     Returns:
         The number of layers that were corrected.
@@ -45,7 +46,7 @@ def correct_biases(
 
     def record(name: str, _: tuple[Any, ...], output: Tensor) -> None:
         layer = teacher.get_submodule(name)
-        float_means[name].append(_channel_means(layer, select_valid(output, valid_BT)))
+        float_means[name].append(_channel_means(layer, output, mask))
 
     with forward_hooks(teacher, layers, after=record):
         teacher(**batch)
@@ -57,8 +58,8 @@ def correct_biases(
 
     def correct(name: str, inputs: tuple[Any, ...]) -> None:
         layer = correctable[name].layer
-        output = select_valid(correctable[name].product(inputs[0]), valid_BT)
-        shift_O = float_means[name][0] - _channel_means(layer, output)
+        output = correctable[name].product(inputs[0])
+        shift_O = float_means[name][0] - _channel_means(layer, output, mask)
         if layer.bias is not None:
             layer.bias += shift_O
 
@@ -67,7 +68,9 @@ def correct_biases(
     return len(correctable)
 
 
-def _channel_means(layer: nn.Module, output: Tensor) -> Tensor:
-    """Return the mean of each output channel, [O]."""
-    channels = -1 if isinstance(layer, nn.Linear) else 1
+def _channel_means(layer: nn.Module, output: Tensor, mask: PositionMask | None) -> Tensor:
+    """Return the mean of each output channel at valid positions, [O]."""
+    is_linear = isinstance(layer, nn.Linear)
+    output = select_valid(output, mask, channels_first=not is_linear)
+    channels = -1 if is_linear else 1
     return output.movedim(channels, 0).flatten(1).mean(dim=1)

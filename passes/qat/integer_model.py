@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from calibration.grids import activation_grid, activation_scale, weight_scales
 from calibration.table import CalibrationTable, Range
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
+from compressor.models.capabilities.valid_positions import PositionMask
 from compressor.models.quantized.fake_quantization import (
     IntegerEmbedding,
     IntegerLayer,
@@ -43,8 +44,8 @@ class BiasSamples:
 
     batch: Mapping[str, Tensor]
     """Model inputs."""
-    valid_BT: Tensor | None
-    """True at positions that are not padding; None if all are valid."""
+    mask: PositionMask | None
+    """Positions that are not padding; None if all are valid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class IntegerModelBuilder:
         module = self.build_uncorrected(integer)
         if self.config.bias_correction:
             samples = self.samples
-            correct_biases(module, self.folded.module, samples.batch, samples.valid_BT)
+            correct_biases(module, self.folded.module, samples.batch, samples.mask)
         return module
 
     def build_uncorrected(self, integer: Collection[str]) -> nn.Module:

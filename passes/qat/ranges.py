@@ -97,7 +97,12 @@ def observe_ranges(
     options: dict[str, Any] = {}
     if calibration.observer == "percentile":
         options["percentile"] = calibration.percentile
-    observers = TensorObservers(lambda: create_observer(calibration.observer, **options))
+    convolutions = {
+        name for name in layers if not isinstance(module.get_submodule(name), nn.Linear)
+    }
+    observers = TensorObservers(
+        lambda: create_observer(calibration.observer, **options), convolutions
+    )
 
     def run() -> None:
         for inputs in iterate_inputs(samples, module, "calibrate"):

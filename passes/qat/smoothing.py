@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.capture import observe_layers, select_valid
-from compressor.models.capabilities.valid_positions import ValidPositions
+from compressor.models.capabilities.valid_positions import PositionMask, ValidPositions
 from compressor.models.quantized.fake_quantization import scale_input
 
 
@@ -73,15 +73,15 @@ def smooth_inputs(
         name: _InputStatistics(torch.zeros(layer.in_features, device=layer.weight.device))
         for name, layer in layers.items()
     }
-    valid_BT: Tensor | None = None
+    mask: PositionMask | None = None
 
     def observe(tensor: str, values: Tensor) -> None:
-        statistics[tensor.removesuffix(":input")].update(select_valid(values, valid_BT))
+        statistics[tensor.removesuffix(":input")].update(select_valid(values, mask))
 
     def run() -> None:
-        nonlocal valid_BT
+        nonlocal mask
         for batch in batches:
-            valid_BT = positions.mask(batch)
+            mask = positions.mask(batch)
             module(**batch)
 
     observe_layers(module, dict.fromkeys(layers, False), run, observe)

@@ -20,11 +20,16 @@ from compressor.models.capabilities.training_heads import TrainingHeads, heads_f
 from compressor.models.capabilities.valid_positions import ValidPositions
 
 _MASK = "attention_mask"
+_RECORDING_AXES = {"samples", "frames"}
+_DECODER_AXIS = "decoder_tokens"
 
 
 def _valid_positions(signature: Signature) -> ValidPositions:
-    masked = any(spec.name == _MASK for spec in signature.inputs)
-    return ValidPositions(_MASK if masked else None)
+    mask = next((spec for spec in signature.inputs if spec.name == _MASK), None)
+    if mask is None:
+        return ValidPositions()
+    names = (spec.name for spec in signature.inputs if spec.shape[-1] == _DECODER_AXIS)
+    return ValidPositions(_MASK, mask.shape[-1] in _RECORDING_AXES, next(names, None))
 
 
 def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:

@@ -61,7 +61,7 @@ def test_heads_and_valid_positions_follow_from_the_signature():
     assert heads.logits(torch.nn.Identity(), {"logits": logits}) == {"label": logits}
     batch = {"attention_mask": torch.tensor([[1, 1, 0]])}
     masked = SENTENCES.require(ValidPositions, SENTENCES.presets["tiny"])
-    assert masked.mask(batch).tolist() == [[True, True, False]]
+    assert masked.mask(batch).valid_BT.tolist() == [[True, True, False]]
     assert masked.mask({}) is None
     assert PHONE.require(ValidPositions, PHONE.presets["tiny"]).mask(batch) is None
 

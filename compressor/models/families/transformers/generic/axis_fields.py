@@ -257,7 +257,9 @@ def _describe_heads(
     fields = [
         path
         for path, value in probe.sizes.items()
-        if isinstance(value, int) and value % axis.units == 0 and value <= axis.units * _MOST_HEADS_PER_UNIT
+        if isinstance(value, int)
+        and value % axis.units == 0
+        and value <= axis.units * _MOST_HEADS_PER_UNIT
     ]
     # The order saves trials: names of such fields usually contain the word.
     fields.sort(key=lambda path: (path not in overlapping, "head" not in str(path[-1])))

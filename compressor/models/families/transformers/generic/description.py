@@ -146,9 +146,7 @@ def _first_that_runs(
     return errors[0]
 
 
-def _outputs(
-    module: PreTrainedModel, task: Task, results: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _outputs(module: PreTrainedModel, task: Task, results: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the outputs of the task that the class returns.
 
     If it returns none of them, all its float tensors are outputs. If it could not be run, the

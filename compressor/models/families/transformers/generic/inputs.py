@@ -23,6 +23,8 @@ SERIES = "past_values"
 _SEQUENCE = ("batch", "tokens")
 _DECODER_SEQUENCE = ("batch", "decoder_tokens")
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
+_TEXT_LENGTH_FIELDS = ("max_text_len",)
+"""Fields for the longest text that a detector takes, whatever its text encoder does."""
 _CHANNEL_FIELDS = ("num_channels", "in_channels", "in_chans", "num_input_channels")
 _VISION_PARTS = ("vision_config", "vision", "encoder", "backbone_config")
 _DESCRIBE_REMEDY = (
@@ -135,12 +137,12 @@ def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
 
 
 def _masks_recordings(module: PreTrainedModel, task: Task) -> bool:
-    """Return True for an encoder of recordings of any length that was trained with masks.
+    """Return True for a class that takes recordings of any length and was trained with masks.
 
     Those of wav2vec 2.0 whose first norm is over groups of channels were not: they take padding for
     silence.
     """
-    if task.inputs != "audio" or task.decodes or _groups_channels(module):
+    if task.inputs != "audio" or _groups_channels(module):
         return False
     name = SAMPLES if SAMPLES in _parameters(module) else FEATURES
     return not {"samples", "frames"}.isdisjoint(_LAYOUTS[name][0](module, name).shape)
@@ -199,17 +201,15 @@ def _longest(module: PreTrainedModel, config: Any) -> int | None:
 
     Tables whose first positions stand for padding, as RoBERTa's, hold fewer.
     """
-    from torch import nn
-
-    stated = _first(config, _LENGTH_FIELDS)
+    stated = [_first(config, _LENGTH_FIELDS), _first(module.config, _TEXT_LENGTH_FIELDS)]
     tables = [
-        layer.num_embeddings - layer.padding_idx - 1
+        len(layer.get_parameter("weight")) - padding - 1
         for name, layer in module.named_modules()
-        if isinstance(layer, nn.Embedding)
-        and "position" in name.rpartition(".")[2]
-        and layer.padding_idx is not None
+        if "position" in name.rpartition(".")[2]
+        and isinstance(padding := getattr(layer, "padding_idx", None), int)
+        and "weight" in dict(layer.named_parameters(recurse=False))
     ]
-    return min([*tables, *([stated] if stated else [])], default=None)
+    return min([*tables, *(limit for limit in stated if limit)], default=None)
 
 
 def _pixels(module: PreTrainedModel, name: str) -> InputSpec:
