@@ -71,6 +71,22 @@ CLASSES = {
             "num_labels": 3,
         },
     ),
+    "swin": (
+        "SwinForImageClassification",
+        {
+            "image_size": 16,
+            "patch_size": 2,
+            "embed_dim": 8,
+            "depths": [1, 1],
+            "num_heads": [2, 2],
+            "window_size": 4,
+            "num_labels": 3,
+        },
+    ),
+    "swiftformer": (
+        "SwiftFormerForImageClassification",
+        {"embed_dims": [8, 12, 20, 20], "depths": [1, 1, 1, 1], "mlp_ratio": 2, "num_labels": 3},
+    ),
     "olmoe": (
         "OlmoeForCausalLM",
         {**TEXT, "num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2},
@@ -83,6 +99,8 @@ INPUTS = {
     "resnet": {"pixel_values": IMAGES},
     "regnet": {"pixel_values": IMAGES},
     "pvt_v2": {"pixel_values": IMAGES},
+    "swin": {"pixel_values": IMAGES},
+    "swiftformer": {"pixel_values": IMAGES.repeat(1, 1, 14, 14)},
     "t5": {"input_ids": TOKENS, "decoder_input_ids": TOKENS[:, :4]},
 }
 EXPECTED = {
@@ -151,6 +169,18 @@ def test_a_ratio_of_inner_widths_is_cut_by_whole_numbers(prune):
     pruned, _, _ = prune("pvt_v2", target={"dimensions": {"mlp_ratios.1.width": 32}})
     assert list(pruned.config.mlp_ratios) == [4, 2]
     assert pruned.pvt_v2.encoder.layers[1].blocks[0].mlp.dense1.out_features == 32
+
+
+def test_a_ratio_that_is_no_integer_is_cut_by_quarters(prune):
+    pruned, _, _ = prune("swin", target={"params": 0.95})
+    assert pruned.config.mlp_ratio == 3.5
+    widths = [stage.blocks[0].mlp.fc1.out_features for stage in pruned.swin.encoder.layers]
+    assert widths == [28, 56]
+
+
+def test_a_ratio_counts_widths_of_which_none_divides_the_others(prune):
+    pruned, _, _ = prune("swiftformer", target={"params": 0.9}, multiple=4)
+    assert pruned.config.mlp_ratio == 1
 
 
 def test_layers_are_removed_by_the_samples_they_change_least(prune):

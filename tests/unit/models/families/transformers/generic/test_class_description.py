@@ -332,6 +332,23 @@ def test_texts_end_with_the_token_that_a_class_looks_for():
     assert not is_end[:, :-1].any()
 
 
+def test_a_large_detector_that_was_not_run_has_its_boxes(monkeypatch):
+    monkeypatch.setattr(class_description, "_MOST_PARAMETERS_TO_RUN", 0)
+    refused = ValueError("it reads values")
+    monkeypatch.setattr(class_description, "_first_that_runs", lambda *_: refused)
+    tree = {**CLASSES["rt_detr"].config().to_dict(), "transformers_version": "0"}
+    description = describe(tree)
+    assert description.macs == 0
+    assert description.signature.outputs == ("logits", "pred_boxes")
+
+
+def test_recordings_of_any_length_have_a_mask():
+    for name in ("moonshine", "speech_to_text"):
+        assert "attention_mask" in [spec.name for spec in describe(_further(name)).signature.inputs]
+    inputs = describe(CLASSES["whisper"].config().to_dict()).signature.inputs
+    assert "attention_mask" not in [spec.name for spec in inputs]
+
+
 def test_a_large_class_that_was_not_run_is_noted(tmp_path, monkeypatch):
     """BART's classifier looks for the ends of texts, which tensors without values do not show."""
     FURTHER_CLASSES["bart-class"].build().save_pretrained(tmp_path)
