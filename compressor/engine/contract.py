@@ -147,6 +147,8 @@ class Pass(ABC, Generic[P]):
     """Names of the model formats that the pass reads."""
     produces: ClassVar[str]
     """Name of the model format that the pass writes."""
+    keeps_format: ClassVar[bool] = False
+    """True if the output has the format of the parent, of which ``produces`` is the usual one."""
     Config: ClassVar[type[PassConfig]]
     keeps_attention_pattern: ClassVar[bool] = False
     """True if the output computes with the ``attention_pattern.json`` of the parent. Others are

@@ -14,7 +14,7 @@ from tests.support.tiny_files import draw_pictures
 from tests.support.tokenizer_kinds import byte_level
 
 _MODELS = {
-    "smollm2": (Transformers(), "tiny-llama", WIDE),
+    "smollm2": (Transformers(), "tiny-llama", {**WIDE, "max_position_embeddings": 8192}),
     "glm4v": (Transformers(), "tiny-glm4v", WIDE_VLM),
     "efficientnet": (ImageClassifier(), "tiny", {"image_size": 224}),
     "minilm": (SentenceEncoder(), "tiny", SHORT),

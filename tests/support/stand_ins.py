@@ -58,6 +58,19 @@ def write_llm(folder: Path) -> None:
     write_processor(folder / "checkpoint")
 
 
+def write_long_llm(folder: Path) -> None:
+    """Write a Llama checkpoint for 4,096 tokens, and texts of more than 2,048."""
+    from compressor.models.families.transformers.family import Transformers
+
+    sizes = {**WIDE, "max_position_embeddings": 4096}
+    write_model(Transformers(), "tiny-llama", folder / "checkpoint", **sizes)
+    write_processor(folder / "checkpoint")
+    for split in ("calibration", "validation", "evaluation"):
+        (folder / "texts" / split).mkdir(parents=True)
+        words = " ".join(f"w{10 + number * number % 499}" for number in range(4 * 2100))
+        (folder / "texts" / split / "page.txt").write_text(words)
+
+
 def write_bpe_llm(folder: Path) -> None:
     """Write a Llama checkpoint with a byte-level BPE tokenizer."""
     from tests.support.tokenizer_kinds import byte_level
@@ -153,6 +166,7 @@ STAND_INS: Mapping[str, Callable[[Path], None]] = {
     "bpe": write_bpe_llm,
     "encoder": write_encoder,
     "llm": write_llm,
+    "long": write_long_llm,
     "onnx": write_onnx,
     "pairs": write_pairs,
     "pictures": write_pictures,

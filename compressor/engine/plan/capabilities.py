@@ -113,7 +113,11 @@ def _reads_another(pass_: Pass[Any], name: str) -> str:
 
 def _preparation(pass_: Pass[Any], format_: Format, ready: Sequence[Pass[Any]]) -> tuple[str, ...]:
     """Return the way from a format that a pass does not read to one that it reads."""
-    leading = [other.name for other in ready if accepts(pass_.accepts, other.produces)]
+    leading = [
+        other.name
+        for other in ready
+        if accepts(pass_.accepts, other.produces) and not other.keeps_format
+    ]
     if leading:
         return (f"run {' or '.join(leading)} first",)
     way = format_.default_remedy or (

@@ -42,7 +42,7 @@ from compressor.engine.plan.plan import (
 )
 from compressor.engine.plan.source_model import SourceModel, open_source
 from compressor.engine.plan.stored_steps import facts_of_artifact, measured_copy, state_of
-from compressor.engine.plan.wiring import format_problem, wiring_problems
+from compressor.engine.plan.wiring import format_problem, format_read, wiring_problems
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
 from compressor.evaluation.measure import evaluation_digest
 from compressor.foreign_files.real_path import real_path
@@ -216,11 +216,12 @@ class _Planner:
             self._add_existing(SOURCE, self._resolve(str(self.pipeline.config.model.path)))
             self._measure_existing(SOURCE)
         format_name = self.steps[SOURCE].format
-        self.problems += [
-            format_problem(self.pipeline, step, "the source model", format_name)
-            for step in self.pipeline.steps
-            if step.parent == SOURCE and not accepts(step.pass_.accepts, format_name)
-        ]
+        for step in self.pipeline.steps:
+            read = format_read(self.pipeline, step, format_name)
+            is_source = format_read(self.pipeline, step) is None
+            if is_source and read and not accepts(step.pass_.accepts, read):
+                parent = "the source model" if step.parent == SOURCE else step.parent
+                self.problems.append(format_problem(self.pipeline, step, parent, read))
 
     def _add_existing(self, name: str, path: Path) -> None:
         """Add an existing artifact as a planned step."""
@@ -303,7 +304,7 @@ class _Planner:
                     self._tools(step),
                     data,
                 ),
-                format=pass_.produces,
+                format=self._format_written(step),
                 builder=PassBuilder(step),
                 estimate=estimate,
                 measure=step.measure,
@@ -312,6 +313,9 @@ class _Planner:
                 data=pass_uses(step, self._input_facts(inputs), estimate),
             )
         )
+
+    def _format_written(self, step: Step) -> str:
+        return self.steps[step.parent].format if step.pass_.keeps_format else step.pass_.produces
 
     def _tools(self, step: Step) -> dict[str, str]:
         try:

@@ -28,6 +28,22 @@ def format_problem(pipeline: Pipeline, step: Step, parent: str, format_name: str
     return pipeline.document.problem(("passes", step.index), what, remedy=remedy)
 
 
+def format_read(pipeline: Pipeline, step: Step, source_format: str | None = None) -> str | None:
+    """Return the format that a step reads, through parents that keep that of their own parent.
+
+    None if it is that of the source, and ``source_format`` is None.
+    """
+    steps = {other.name: other for other in pipeline.steps}
+    seen: set[str] = set()
+    name = step.parent
+    while name in steps and name not in seen:
+        seen.add(name)
+        if not steps[name].pass_.keeps_format:
+            return steps[name].pass_.produces
+        name = steps[name].parent
+    return source_format if name == SOURCE else None
+
+
 def _way_to_read(pipeline: Pipeline, step: Step, format_name: str) -> str:
     """Return how a step gets a format that it reads: from earlier steps, or from another pass."""
     earlier = [
@@ -151,11 +167,10 @@ class _Wiring:
                     )
             self._check_references(step.config, at, frozenset(earlier))
             parent = steps.get(step.parent)
-            if parent is not None and not accepts(step.pass_.accepts, parent.pass_.produces):
+            read = format_read(self.pipeline, step)
+            if parent is not None and read and not accepts(step.pass_.accepts, read):
                 named = f"{parent.name} ({parent.pass_.name})"
-                self.problems.append(
-                    format_problem(self.pipeline, step, named, parent.pass_.produces)
-                )
+                self.problems.append(format_problem(self.pipeline, step, named, read))
             earlier.add(step.name)
 
 

@@ -9,6 +9,8 @@ Shapes: as in ``masks.py``; G key-value heads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from compressor.models.capabilities.attention_heads import AttentionHeads
 IMPLEMENTATION = "autoglm_compress_selected_keys"
 """Name under which transformers finds the attention function."""
 _SELECTION = "key_selection"
+_OBSERVER = "attention_observer"
 _SCORES_IN_MEMORY = 1 << 25
 """Pairs of a query and a key, of all heads, that are in memory at once."""
 
@@ -60,6 +63,36 @@ def select_keys(attention: nn.Module, selection: KeySelection | None) -> None:
     module.config._attn_implementation = IMPLEMENTATION
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionCall:
+    """One call of an attention module with all keys."""
+
+    query_BHQD: Tensor
+    """Rotated."""
+    key_BGKD: Tensor
+    value_BGKD: Tensor
+    output_BQHD: Tensor
+    """Result of the attention, before ``o_proj``."""
+    mask: Tensor | None
+    """bool [B, 1, Q, K]; None for causal attention without padding."""
+    scaling: float
+    """Factor of the scores."""
+
+
+def observe_attention(
+    attention: nn.Module, observer: Callable[[AttentionCall], None] | None
+) -> None:
+    """Call an observer with every call of an attention module; None removes it.
+
+    Args:
+        attention: an attention module of transformers, with its ``config``.
+        observer: it is called after the attention, and before ``o_proj``.
+    """
+    module: Any = attention
+    setattr(module, _OBSERVER, observer)
+    module.config._attn_implementation = IMPLEMENTATION
+
+
 def selected_attention(
     module: nn.Module,
     query: Tensor,
@@ -80,10 +113,12 @@ def selected_attention(
     """
     selection: KeySelection | None = getattr(module, _SELECTION, None)
     if selection is None:
-        output: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
-        )
-        return output
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        observer: Callable[[AttentionCall], None] | None = getattr(module, _OBSERVER, None)
+        if observer is not None:
+            scaling = options.get("scaling") or query.shape[-1] ** -0.5
+            observer(AttentionCall(query, key, value, output, attention_mask, scaling))
+        return output, None
     options.pop("is_causal", None)
     queries_BQ, keys_BK = positions(query.shape[2], key.shape[2], attention_mask, query.device)
     repeated = repeat_kv(key, query.shape[1] // key.shape[1])

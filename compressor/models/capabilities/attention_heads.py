@@ -35,6 +35,8 @@ class AttentionHeads(Capability):
     """Width of the residual stream."""
     positions: int
     """Tokens that the model has positions for."""
+    output_norm: str | None = None
+    """Norm of a layer that the attention's output passes before the residual sum; None for none."""
     windowed: Mapping[int, int] = field(default_factory=dict)
     """Layers with a sliding window in all heads, and its size."""
 

@@ -28,6 +28,7 @@ from compressor.models.families.transformers.headers import compare_headers
 from compressor.models.families.transformers.images import image_inputs
 from compressor.models.families.transformers.layouts import (
     TIED_FLAG,
+    Layout,
     decoder_shape,
     is_tabulated,
 )
@@ -244,9 +245,16 @@ def _attention_heads(tree: Mapping[str, Any]) -> AttentionHeads | None:
         head_width=decoder.head_width,
         hidden=decoder.hidden,
         positions=settings.positions,
+        output_norm=_attention_output_norm(decoder.layout),
         windowed={
             number: window
             for number, kind in enumerate(settings.layer_types)
             if kind == SLIDING and window is not None
         },
     )
+
+
+def _attention_output_norm(layout: Layout) -> str | None:
+    """Return the norm after the attention of layers that normalize what they add."""
+    before_sums = [norm for norm in layout.norms[1:] if norm != layout.ffn_norm]
+    return next((norm for norm in before_sums if "attn" in norm or "attention" in norm), None)

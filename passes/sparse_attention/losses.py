@@ -1,0 +1,192 @@
+"""The loss of each key-value head under each window, measured on texts.
+
+One forward pass with full attention per text; each layer is measured as it is called, with the
+queries, keys and values that it has in memory, so memory follows one layer.
+
+Shapes: L layers, W windows, G key-value heads, E query heads of a group, B batch, Q queries, K
+keys, D values of a head, N residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from compressor.errors import NumericalError
+from compressor.models.attention_patterns.attention import (
+    AttentionCall,
+    observe_attention,
+    positions,
+)
+from compressor.models.attention_patterns.masks import local_mask
+from compressor.models.capabilities.attention_heads import AttentionHeads
+
+_ROWS = 256
+"""Queries that are compared at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Sums of squares over the texts so far, in float64."""
+
+    errors_LWG: Tensor
+    """Of what the output of a layer's ``o_proj`` loses if a head is local."""
+    streams_L: Tensor
+    """Of the residual stream that the layer adds to, over the same rows."""
+
+    @classmethod
+    def zero(cls, layers: int, windows: int, key_heads: int) -> Sums:
+        """Return sums over no texts."""
+        shape = (layers, windows, key_heads)
+        return cls(
+            torch.zeros(shape, dtype=torch.float64), torch.zeros(layers, dtype=torch.float64)
+        )
+
+    def relative(self) -> Tensor:
+        """Return the squared errors relative to the residual stream.
+
+        Raises:
+            NumericalError: a sum is not finite.
+        """
+        relative = self.errors_LWG / self.streams_L.clamp(min=1e-300)[:, None, None]
+        if not bool(relative.isfinite().all()):
+            raise NumericalError("NaN or infinity in the attention of the calibration texts")
+        return relative
+
+
+class HeadMeasurement:
+    """Measures the layers of a model while it runs; a context manager that installs the hooks."""
+
+    def __init__(
+        self, module: nn.Module, heads: AttentionHeads, sinks: int, windows: tuple[int, ...]
+    ) -> None:
+        self._module, self._heads, self._sinks, self._windows = module, heads, sinks, windows
+        self._residual_BQN: Tensor | None = None
+        self._handles: list[Any] = []
+        self.sums = Sums.zero(heads.layers, len(windows), heads.key_heads)
+
+    def __enter__(self) -> Self:
+        for number in self._heads.full_layers:
+            layer = self._module.get_submodule(f"{self._heads.layers_name}.{number}")
+            handle = layer.register_forward_pre_hook(self._keep_residual, with_kwargs=True)
+            self._handles.append(handle)
+            observe_attention(self._attention(number), self._observer(number))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        for number in self._heads.full_layers:
+            observe_attention(self._attention(number), None)
+        self._residual_BQN = None
+
+    def _attention(self, number: int) -> Any:
+        return self._module.get_submodule(self._heads.names[number])
+
+    def _keep_residual(
+        self, _: nn.Module, arguments: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> None:
+        self._residual_BQN = arguments[0] if arguments else options["hidden_states"]
+
+    def _observer(self, number: int) -> Callable[[AttentionCall], None]:
+        attention = self._attention(number)
+        norm: nn.Module | None = None
+        if self._heads.output_norm is not None:
+            path = f"{self._heads.layers_name}.{number}.{self._heads.output_norm}"
+            norm = self._module.get_submodule(path)
+        projection = _Projection(attention.o_proj, norm, self._heads)
+
+        def observe(call: AttentionCall) -> None:
+            if self._residual_BQN is not None:
+                self._measure(number, call, projection, self._residual_BQN)
+
+        return observe
+
+    def _measure(
+        self, number: int, call: AttentionCall, projection: _Projection, residual_BQN: Tensor
+    ) -> None:
+        first = self._sinks + self._windows[0]
+        queries, keys = call.query_BHQD.shape[2], call.key_BGKD.shape[2]
+        queries_BQ, _ = positions(queries, keys, call.mask, call.query_BHQD.device)
+        for start in range(0, queries, _ROWS):
+            rows = slice(start, min(start + _ROWS, queries))
+            counts_BQ = queries_BQ[:, rows] >= first
+            if call.mask is not None:
+                counts_BQ = counts_BQ & call.mask[:, 0, rows].diagonal(start, 1, 2)
+            stream_BQ = residual_BQN[:, rows].double().square().sum(-1)
+            self.sums.streams_L[number] += stream_BQ.masked_fill(~counts_BQ, 0).sum()
+            if not bool(counts_BQ.any()):
+                continue
+            for index, window in enumerate(self._windows):
+                local = _local_output(call, rows, self._sinks, window)
+                errors_BQG = projection.errors(call.output_BQHD[:, rows], local)
+                counted = errors_BQG.masked_fill(~counts_BQ[..., None], 0)
+                self.sums.errors_LWG[number, index] += counted.sum((0, 1))
+
+
+class _Projection:
+    """What a change of single heads changes in the residual stream."""
+
+    def __init__(self, o_proj: nn.Linear, norm: nn.Module | None, heads: AttentionHeads) -> None:
+        self._o_proj, self._norm = o_proj, norm
+        self._groups, width = heads.key_heads, heads.heads_per_key * heads.head_width
+        weight_NGX = o_proj.weight.detach().float().view(-1, self._groups, width)
+        self._grams_GXX = torch.einsum("ngx,ngy->gxy", weight_NGX, weight_NGX)
+        self._weight_NGX = weight_NGX
+
+    def errors(self, full_BQHD: Tensor, local_BQHD: Tensor) -> Tensor:
+        """Return the squared error of each group of heads, float64 [B, Q, G]."""
+        batch, rows = full_BQHD.shape[:2]
+        change = (full_BQHD - local_BQHD).float().reshape(batch, rows, self._groups, -1)
+        if self._norm is None:
+            products = torch.einsum("bqgx,gxy->bqgy", change, self._grams_GXX)
+            return (products * change).sum(-1).double().clamp(min=0)
+        full_BQN = self._o_proj(full_BQHD.flatten(2))
+        normed = self._norm(full_BQN).float()
+        errors = []
+        for group in range(self._groups):
+            part = change[:, :, group] @ self._weight_NGX[:, group].T
+            changed = self._norm(full_BQN - part.to(full_BQN.dtype)).float()
+            errors.append((normed - changed).square().sum(-1).double())
+        return torch.stack(errors, dim=-1)
+
+
+def _local_output(call: AttentionCall, rows: slice, sinks: int, window: int) -> Tensor:
+    """Return the output of some queries if all heads are local, [B, Q, H, D].
+
+    Only the keys that one of the queries may see are read. Without padding, indices are positions;
+    with padding before the text, both are moved by the same number of tokens.
+    """
+    query = call.query_BHQD[:, :, rows]
+    keys = call.key_BGKD.shape[2]
+    queries_BQ, keys_BK = positions(call.query_BHQD.shape[2], keys, call.mask, query.device)
+    near = torch.arange(max(0, rows.start - window + 1), rows.stop, device=query.device)
+    padded = 0 if call.mask is None else int((keys_BK == 0).sum(-1).max()) - 1
+    first = torch.arange(min(sinks + padded, int(near[0])), device=query.device)
+    seen = torch.cat([first, near])
+    mask = local_mask(queries_BQ[:, rows], keys_BK[:, seen], sinks, window)
+    if call.mask is not None:
+        mask = mask & call.mask[:, :, rows][..., seen]
+    shared = query.shape[1] // call.key_BGKD.shape[1]
+    key, value = (
+        tensor[:, :, seen].repeat_interleave(shared, dim=1)
+        for tensor in (call.key_BGKD, call.value_BGKD)
+    )
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=call.scaling
+    )
+    return output.transpose(1, 2)
+
+
+def measure_texts(
+    measurement: HeadMeasurement, module: Any, texts: Iterator[Mapping[str, Tensor]]
+) -> Iterator[Sums]:
+    """Run texts through a model one at a time, and yield the sums after each."""
+    with measurement, torch.inference_mode():
+        for inputs in texts:
+            module.base_model(**inputs, use_cache=False)
+            yield measurement.sums
