@@ -363,9 +363,9 @@ def bench(
     allow_code: AllowCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the latency of an artifact.
+    """Measure latency and generation of an artifact.
 
-    The settings are those of the pipeline's `evaluate.latency`; nothing is written.
+    The settings are those of the pipeline's `evaluate:` section; nothing is written.
     """
     _measure(artifact, pipeline, overrides, allow_code, as_json, accuracy=False)
 

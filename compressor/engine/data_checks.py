@@ -26,7 +26,7 @@ _DECODER_TOKENS = "decoder_input_ids"
 def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
     """Return the data sets on which ``evaluate:`` measures a model."""
     needs = []
-    accuracy, latency = evaluate.accuracy, evaluate.latency
+    accuracy, latency, generation = evaluate.accuracy, evaluate.latency, evaluate.generation
     if accuracy is not None:
         compared = reference_metrics(accuracy.metrics)
         labelled = [name for name in accuracy.metrics if name not in compared]
@@ -39,6 +39,10 @@ def evaluation_needs(evaluate: EvaluateConfig) -> tuple[DataNeed, ...]:
     if latency is not None and latency.data is not None:
         needs.append(
             DataNeed("latency.data", latency.data, "", ignores_inputs=True, any_values=True)
+        )
+    if generation is not None and generation.data is not None:
+        needs.append(
+            DataNeed("generation.data", generation.data, "", ignores_inputs=True, any_values=True)
         )
     return tuple(needs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from compressor.artifacts.fingerprint import digest_json
 from compressor.config.record import with_former_names
@@ -13,7 +13,7 @@ from compressor.data.contract import SourceContext
 from compressor.errors import UsageError
 from compressor.evaluation.metrics import plugin_digests
 from compressor.evaluation.process import MeasuringProcess
-from compressor.evaluation.protocol import ReferenceModel, Request
+from compressor.evaluation.protocol import Answer, ReferenceModel, Request, Task
 from compressor.evaluation.records import EvaluateConfig, Measurement, Progress
 from compressor.runtimes.formats import StoredModel
 
@@ -53,11 +53,13 @@ def measure(
     reference: ReferenceModel | None = None,
     progress: Progress = lambda *_: None,
 ) -> Measurement:
-    """Measure accuracy, latency, memory, size, parameters and MACs of a model.
+    """Measure accuracy, latency, generation, memory, size, parameters and MACs of a model.
+
+    Generation has a process of its own, whose memory holds nothing else.
 
     Args:
         model: the model on disk and its format, which determines the runtime.
-        evaluate: the ``evaluate:`` section; accuracy and latency are measured if it has them.
+        evaluate: the ``evaluate:`` section; what it has is measured.
         sources: data set to the config of its source, in JSON values.
         context: base folder, cache and permissions of the data sources.
         reference: the model that ``agreement``, ``kl`` and ``cosine`` compare with.
@@ -69,11 +71,22 @@ def measure(
         PassError: the process crashed; the message ends with the last lines that it printed.
     """
     request = make_request(model, evaluate, sources, context, reference=reference)
+    measurement = _result(request, progress).measurement
+    assert measurement is not None  # noqa: S101 - the answer to this task
+    if evaluate.generation is None:
+        return measurement
+    generation = _result(request.model_copy(update={"task": "generation"}), progress).generation
+    assert generation is not None  # noqa: S101 - the answer to this task
+    metrics = (*measurement.metrics, *generation.metrics)
+    return measurement.model_copy(update={"generation": generation, "metrics": metrics})
+
+
+def _result(request: Request, progress: Progress) -> Answer:
+    """Carry out a request in a fresh process, and return its last message."""
     with MeasuringProcess(request) as process:
-        while (answer := process.receive()).measurement is None:
-            if answer.progress is not None:
-                progress(*answer.progress)
-        return answer.measurement
+        while (answer := process.receive()).progress is not None:
+            progress(*answer.progress)
+        return answer
 
 
 def make_request(
@@ -83,7 +96,7 @@ def make_request(
     context: SourceContext,
     *,
     reference: ReferenceModel | None = None,
-    task: Literal["measure", "rounds"] = "measure",
+    task: Task = "measure",
 ) -> Request:
     """Return the request to a measuring process; arguments and errors as for ``measure``."""
     used = {name for _, target, name in references(evaluate) if target.to == "data"}

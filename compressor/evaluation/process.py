@@ -50,7 +50,6 @@ class MeasuringProcess:
         require_linux()
         self._request = request
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        latency = request.evaluate.latency
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "compressor.evaluation.worker"],
             stdin=subprocess.PIPE,
@@ -59,7 +58,7 @@ class MeasuringProcess:
             text=True,
             encoding="utf-8",
             errors="replace",
-            env=_environment(latency.threads if latency else None),
+            env=_environment(request.threads),
         )
         self._reader = threading.Thread(
             target=self._tail.extend, args=(self._process.stderr,), daemon=True

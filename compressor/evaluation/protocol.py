@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict
 
 from compressor import errors
 from compressor.errors import CompressError, PassError
-from compressor.evaluation.records import EvaluateConfig, Measurement
+from compressor.evaluation.records import EvaluateConfig, GenerationReport, Measurement
 from compressor.runtimes.formats import StoredModel, format_named
+
+Task = Literal["measure", "generation", "rounds"]
 
 
 class _Message(BaseModel):
@@ -35,8 +37,9 @@ class ReferenceModel(_Message):
 class Request(_Message):
     """A measurement to carry out; sent to the process's stdin."""
 
-    task: Literal["measure", "rounds"] = "measure"
-    """``measure``: all of ``evaluate``, once; ``rounds``: one round of calls per line of stdin."""
+    task: Task = "measure"
+    """``measure``: accuracy, latency and energy, once; ``generation``: that alone; ``rounds``: one
+    round of calls per line of stdin."""
     format: str
     model: Path
     evaluate: EvaluateConfig
@@ -53,6 +56,13 @@ class Request(_Message):
     def stored(self) -> StoredModel:
         """Return the model with its format."""
         return StoredModel(format_named(self.format), self.model)
+
+    @property
+    def threads(self) -> int | None:
+        """Threads of the runtime, as the timed part of the task states; None if it states none."""
+        evaluate = self.evaluate
+        timed = evaluate.generation if self.task == "generation" else evaluate.latency
+        return timed.threads if timed else None
 
 
 class Failure(_Message):
@@ -83,6 +93,7 @@ class Answer(_Message):
 
     progress: tuple[str, int, int] | None = None
     measurement: Measurement | None = None
+    generation: GenerationReport | None = None
     milliseconds: tuple[float, ...] | None = None
     """Duration of each call of a round, and of the first calls when the model is ready.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -99,6 +99,30 @@ class EnergyConfig(Record):
     """Time for which the calls of `latency` are repeated; counters are too coarse for one call."""
 
 
+class GenerationConfig(Record):
+    """Measurement of text generation, token by token, with one sequence."""
+
+    data: DataName | None = None
+    """Data set of texts, from whose tokens prompts are cut; default: that of `accuracy`."""
+    prompt_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Tokens of each prompt."""
+    new_tokens: Annotated[int, Field(ge=2, le=1_000_000)] = 64
+    """Tokens generated after each prompt: the most probable ones, past the end of an answer too."""
+    repeats: Annotated[int, Field(ge=1, le=100_000)] = 6
+    """Number of timed answers; from 6 on, medians have 95 % intervals. One more is not timed."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Number of threads of the runtime."""
+
+    def context_problems(self, context_length: int) -> Iterator[tuple[str, str]]:
+        """Yield a problem and its remedy if prompt and answer exceed a model's context."""
+        tokens = self.prompt_tokens + self.new_tokens
+        if tokens > context_length:
+            yield (
+                f"prompt and answer have {tokens} tokens; the model's context has {context_length}",
+                "lower `prompt_tokens` or `new_tokens` in `evaluate.generation`",
+            )
+
+
 class EvaluateConfig(Record):
     """Measurements of every artifact."""
 
@@ -107,6 +131,9 @@ class EvaluateConfig(Record):
     latency: LatencyConfig | None = None
     """Latency percentiles, throughput and peak memory, in a process of its own; default: not
     measured."""
+    generation: Annotated[GenerationConfig | None, LeftOutOfIds()] = None
+    """Time to the first token, tokens per second, size of the key-value cache and peak memory of
+    models that generate text, in a process of its own; default: not measured."""
     energy: Annotated[EnergyConfig | None, LeftOutOfIds()] = None
     """Joules per sample by the counters of the machine (RAPL, NVML, a battery), idle power
     included, over calls as for `latency`; nothing is estimated where there is no counter."""
@@ -121,12 +148,23 @@ class EvaluateConfig(Record):
             raise ValueError("`energy` needs `latency`, whose calls it repeats")
         return self
 
+    @property
+    def measures_nothing(self) -> bool:
+        """True without accuracy, latency and generation."""
+        return self.accuracy is None and self.latency is None and self.generation is None
+
     def without_accuracy(self) -> EvaluateConfig:
-        """Return the section without accuracy; latency keeps the data set it is measured on."""
-        latency = self.latency
-        if latency is not None and latency.data is None and self.accuracy is not None:
-            latency = latency.model_copy(update={"data": self.accuracy.data})
-        return self.model_copy(update={"accuracy": None, "latency": latency})
+        """Return the section without accuracy; the rest keeps the data set it is measured on."""
+        if self.accuracy is None:
+            return self
+        data = {"data": self.accuracy.data}
+        latency, generation = self.latency, self.generation
+        if latency is not None and latency.data is None:
+            latency = latency.model_copy(update=data)
+        if generation is not None and generation.data is None:
+            generation = generation.model_copy(update=data)
+        changes = {"accuracy": None, "latency": latency, "generation": generation}
+        return self.model_copy(update=changes)
 
 
 class _Report(BaseModel):
@@ -184,12 +222,39 @@ class LatencyReport(_Report):
     """Energy of the same calls; None if `evaluate` has no `energy`."""
 
 
+class GenerationReport(_Report):
+    """``reports/generation.json``."""
+
+    reason: str | None = None
+    """Why generation was not measured, such as that the model does not generate; else None."""
+    runtime: str | None = None
+    """The runtime, such as ``ONNX Runtime``; None if generation was not measured."""
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    threads: int = 0
+    metrics: tuple[Metric, ...] = ()
+    first_token_ms: tuple[float, ...] = ()
+    """Time from the prompt to the first token, of every timed answer in order."""
+    tokens_per_second: tuple[float, ...] = ()
+    """Tokens per second after the first one, of every timed answer in order."""
+    other_cores: float | None = None
+    """Mean number of cores that other processes kept busy; much above 0, times are overstated."""
+
+
 class Measurement(_Report):
     """Everything that was measured of a model."""
 
     accuracy: AccuracyReport | None
     latency: LatencyReport | None
+    generation: GenerationReport | None = None
     metrics: tuple[Metric, ...]
-    """Metrics of both reports, then size, parameters and MACs, then the format's own."""
+    """Metrics of these reports, then size, parameters and MACs, then the format's own."""
     stand_in: str | None = None
     """See ``AccuracyReport``; latency is not measured if it is set."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How outputs were interpreted, and what was not measured."""
+        notes = self.accuracy.notes if self.accuracy else ()
+        reason = self.generation.reason if self.generation else None
+        return notes if reason is None else (*notes, f"generation is not measured: {reason}")

@@ -34,6 +34,7 @@ from compressor.errors import CompressError, UsageError
 from compressor.evaluation.accuracy import GeneratingModel, measure_accuracy
 from compressor.evaluation.energy import energy_metrics, measure_energy
 from compressor.evaluation.energy_meters import find_meter
+from compressor.evaluation.generation import measure_generation
 from compressor.evaluation.latency import latency_metrics, measure_latency, select_latency_batches
 from compressor.evaluation.protocol import Answer, Failure, Request
 from compressor.evaluation.records import (
@@ -71,12 +72,16 @@ def main() -> int:
     request = Request.model_validate_json(text)
     limit = CallLimit(partial(_end_with_failure, answers, request))
     worker = _Worker(request, _reporter(answers, limit), limit)
-    task = worker.time_rounds if worker.request.task == "rounds" else worker.measure
+    tasks = {
+        "measure": worker.measure,
+        "generation": worker.measure_generation,
+        "rounds": worker.time_rounds,
+    }
     try:
         _die_with(worker.request.parent)
         if worker.request.allow_code:
             allow_code()
-        for answer in task():
+        for answer in tasks[request.task]():
             answers.write(answer.model_dump_json() + "\n")
     except CompressError as error:
         answers.write(Answer(failure=Failure.from_error(error)).model_dump_json() + "\n")
@@ -172,6 +177,16 @@ class _Worker:
         )
         yield Answer(measurement=measurement)
 
+    def measure_generation(self) -> Iterator[Answer]:
+        """Measure the generation of text."""
+        evaluate = self.request.evaluate
+        config = evaluate.generation
+        assert config is not None  # noqa: S101 - requests for generation have it
+        dataset = self._load(self._named_data("generation", config.data))
+        with self.limit.watch(self._call_seconds(1)):
+            report = measure_generation(self.request.stored, dataset, config, self.progress)
+        yield Answer(generation=report)
+
     def _call_seconds(self, batch_size: int) -> float:
         """Return the longest time that a call may take."""
         request = self.request
@@ -232,14 +247,19 @@ class _Worker:
         return latency.threads if latency else _DEFAULT_THREADS
 
     def _latency_batches(self, latency: LatencyConfig) -> list[Batch]:
+        data = self._load(self._named_data("latency", latency.data))
+        return select_latency_batches(data, latency)
+
+    def _named_data(self, field: str, data: str | None) -> str:
+        """Return the data set that a section names, or else that of accuracy."""
         accuracy = self.request.evaluate.accuracy
-        data = latency.data or (accuracy.data if accuracy else None)
+        data = data or (accuracy.data if accuracy else None)
         if data is None:
             raise UsageError(
-                "evaluate.latency names no data set",
+                f"evaluate.{field} names no data set",
                 remedy="add `data: <data set>` to it, or measure `accuracy:` too",
             )
-        return select_latency_batches(self._load(data), latency)
+        return data
 
     def _load(self, name: str) -> Dataset:
         request = self.request

@@ -199,7 +199,7 @@ def decoder_limits(model: StoredModel) -> GenerationLimits:
     Raises:
         UsageError: the model does not generate, or is an encoder-decoder.
     """
-    limits = model.format.generation_limits(model.path)
+    limits = model.format.prompt_limits(model.path)
     if limits.encoder_inputs:
         raise UsageError(
             f"{model.path} is an encoder-decoder, such as a speech or translation model: it "

@@ -179,7 +179,7 @@ def _pass_on(piece: str, on_text: Callable[[str], None]) -> None:
 
 def _limits(model: StoredModel, prompt: Prompt) -> GenerationLimits:
     """Return the limits of a model; raise ``UsageError`` if it cannot take the prompt's files."""
-    limits = model.format.generation_limits(model.path)
+    limits = model.format.prompt_limits(model.path)
     if limits.encoder_inputs:
         if prompt.adapter is not None:
             raise UsageError(f"{model.path} is an encoder-decoder: its graphs take no adapters")

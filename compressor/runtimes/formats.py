@@ -226,15 +226,23 @@ class Format(ABC):
         )
 
     def generation_limits(self, path: Path) -> GenerationLimits:
-        """Return context length and input kinds of a model that generates text.
+        """Return context length and input kinds of a model that generates tokens.
 
         Raises:
-            UsageError: the model does not generate text.
+            UsageError: the model does not generate.
         """
         raise UsageError(
             f"{path} holds no model that generates text",
             remedy="name a transformers checkpoint, its awq artifact, or the ONNX export of either",
         )
+
+    def prompt_limits(self, path: Path) -> GenerationLimits:
+        """Return the limits of a model with a tokenizer of transformers, for prompts as text.
+
+        Raises:
+            UsageError: the model does not generate, or has another tokenizer.
+        """
+        return self.generation_limits(path)
 
     def open_encoder_decoder(self, path: Path, options: EncoderDecoderOptions) -> EncoderDecoder:
         """Open a model whose limits name encoder inputs, to generate one sequence at a time.

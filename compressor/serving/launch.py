@@ -179,7 +179,7 @@ def check_servable(model: StoredModel) -> bool:
         UsageError: the model is an encoder-decoder, which this server does not answer for.
     """
     try:
-        model.format.generation_limits(model.path)
+        model.format.prompt_limits(model.path)
     except UsageError:
         return False
     decoder_limits(model)

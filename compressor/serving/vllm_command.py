@@ -31,7 +31,7 @@ def vllm_command(
             "to all tokens",
             remedy="serve it without `--print-vllm`, or serve the model before `sparse-attention`",
         )
-    limits = model.format.generation_limits(model.path)
+    limits = model.format.prompt_limits(model.path)
     arguments = ["vllm", "serve", str(model.path), "--host", host, "--port", str(port)]
     arguments += ["--served-model-name", *names]
     arguments += [

@@ -34,7 +34,12 @@ _TAIL_PERCENTILES = ("latency_p90_ms", "latency_p99_ms")
 _ROUND_FRACTION = 5
 """A round has 1/5 of ``repeats`` calls, but all of them for a percentile at the tail."""
 _MIN_CALLS = 5
-_NOT_COMPARED = frozenset({"peak_rss_bytes", "energy_mj", "executed"})
+_NOT_COMPARED = frozenset(
+    {
+        *("peak_rss_bytes", "energy_mj", "executed"),
+        *("first_token_ms", "tokens_per_second", "generation_peak_rss_bytes"),
+    }
+)
 """Metrics that one measurement does not settle, or that are no cost."""
 
 

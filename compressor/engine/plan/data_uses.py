@@ -15,7 +15,8 @@ from compressor.engine.data_checks import (
 from compressor.engine.plan.pipeline import Pipeline, Step, data_set_problems
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
-from compressor.evaluation.records import EvaluateConfig
+from compressor.evaluation.records import EvaluateConfig, GenerationConfig
+from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.facts import ModelFacts
 
 
@@ -106,6 +107,7 @@ class PlannedData:
 
     def check_metrics(self, evaluate: EvaluateConfig, model: ModelFacts) -> None:
         """Check that metrics and their fields apply to a model that is measured."""
+        self._check_generation(evaluate.generation, model)
         signature, accuracy = model.signature(), evaluate.accuracy
         if signature is None or accuracy is None:
             return
@@ -116,3 +118,12 @@ class PlannedData:
         for field, (what, remedy) in findings:
             location = ("evaluate", "accuracy", field)
             self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
+
+    def _check_generation(self, config: GenerationConfig | None, model: ModelFacts) -> None:
+        """Check that prompt and answer fit into the context of a model that generates."""
+        cached = None if config is None else model.capability(CachedGeneration)
+        if config is None or cached is None:
+            return
+        for what, remedy in config.context_problems(cached.context_length):
+            problem = self.pipeline.document.problem
+            self.problems.append(problem(("evaluate", "generation"), what, remedy=remedy))

@@ -21,7 +21,12 @@ LATENCY_METRICS = (
     "throughput",
     "peak_rss_bytes",
 )
-
+GENERATION_METRICS = (
+    "first_token_ms",
+    "tokens_per_second",
+    "kv_cache_bytes",
+    "generation_peak_rss_bytes",
+)
 ENERGY_METRIC = "energy_mj"
 
 _ANY_COST = (0.0, math.inf)
@@ -47,6 +52,7 @@ class _GateProblems:
             *COST_METRICS,
             *(evaluate.accuracy.metrics if evaluate.accuracy else ()),
             *(LATENCY_METRICS if evaluate.latency else ()),
+            *(GENERATION_METRICS if evaluate.generation else ()),
             *((ENERGY_METRIC,) if evaluate.energy else ()),
         ]
         self.steps = [SOURCE, *(step.name for step in pipeline.steps)]

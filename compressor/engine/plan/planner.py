@@ -396,7 +396,7 @@ class _Planner:
     ) -> str:
         """Return the digest of a step's measurement settings; empty if it is not measured."""
         evaluate = evaluate_of(self.pipeline, compared=reference_id is not None)
-        if not measure or (evaluate.accuracy is None and evaluate.latency is None):
+        if not measure or evaluate.measures_nothing:
             return ""
         if remedy := format_named(format_name).runtime_remedy:
             self.sources.note(f"{format_name} files are not measured here: {remedy}")

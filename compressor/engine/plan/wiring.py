@@ -88,16 +88,14 @@ class _Wiring:
         evaluate = self.pipeline.config.evaluate
         steps = frozenset({SOURCE, *(step.name for step in self.pipeline.steps)})
         self._check_references(evaluate, ("evaluate",), steps, "a step")
-        if (
-            evaluate.accuracy is None
-            and evaluate.latency is not None
-            and evaluate.latency.data is None
-        ):
-            self._problem(
-                ("evaluate", "latency"),
-                "names no data to run the model on",
-                remedy="add `data: <set>`, or `accuracy:`",
-            )
+        for name in ("latency", "generation"):
+            section = getattr(evaluate, name)
+            if evaluate.accuracy is None and section is not None and section.data is None:
+                self._problem(
+                    ("evaluate", name),
+                    "names no data to run the model on",
+                    remedy="add `data: <set>`, or `accuracy:`",
+                )
 
     def _check_references(
         self,

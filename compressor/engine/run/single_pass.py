@@ -115,7 +115,7 @@ def measure_artifact(
     evaluate = pipeline.config.evaluate
     if not accuracy:
         evaluate = evaluate.without_accuracy()
-    if evaluate.accuracy is None and evaluate.latency is None:
+    if evaluate.measures_nothing:
         raise UsageError(
             f"{pipeline_file} measures nothing", remedy="give it an `evaluate:` section"
         )
@@ -132,7 +132,7 @@ def measure_artifact(
     )
     if measurement.stand_in is not None and measurement.accuracy is None:
         raise GpuError(f"the latency of {artifact.name} is not measured: {measurement.stand_in}")
-    for note in measurement.accuracy.notes if measurement.accuracy else ():
+    for note in measurement.notes:
         listener(events.StepNote(artifact.name, note))
     return measurement
 

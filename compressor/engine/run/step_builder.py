@@ -267,7 +267,7 @@ class StepBuilder:
             reference=self._reference(step, model),
             progress=progress,
         )
-        for note in measurement.accuracy.notes if measurement.accuracy else ():
+        for note in measurement.notes:
             self.emit(events.StepNote(step.name, note))
         self.emit(events.StepMeasured(step.name, measurement.metrics))
         return measurement

@@ -21,7 +21,10 @@ from compressor.reports.rows.run import RunReport
 from compressor.reports.rows.tree import tree_rows
 
 _VERDICT_STYLES = {"better": "green", "worse": "red", "noise": "dim", "same": "dim"}
-_OPTIONAL_COLUMNS = ("throughput", "peak_rss_bytes", "energy_mj", "parameters", "macs")
+_OPTIONAL_COLUMNS = (
+    *("throughput", "generation_peak_rss_bytes", "peak_rss_bytes", "energy_mj"),
+    *("parameters", "macs", "kv_cache_bytes", "first_token_ms"),
+)
 """Columns that a narrow terminal leaves out, the first first; the page and --json have them."""
 _UNLIMITED = 10_000
 """Columns of a terminal in which nothing is wrapped."""

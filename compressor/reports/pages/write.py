@@ -46,6 +46,8 @@ def write_artifact_reports(
             _write(folder / ACCURACY_FILE, _json(measurement.accuracy))
         if measurement.latency is not None:
             _write(folder / model_files.LATENCY_FILE, _json(measurement.latency))
+        if measurement.generation is not None:
+            _write(folder / model_files.GENERATION_FILE, _json(measurement.generation))
     content = (manifest, measurement, command, folder / MODEL)
     _write(folder / MARKDOWN, artifact_markdown(*content))
     _write(folder / HTML, artifact_html(*content))

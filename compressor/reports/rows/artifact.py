@@ -8,15 +8,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from compressor.artifacts.manifest import Manifest, Metric
-from compressor.evaluation.records import EnergyReport, Measurement
+from compressor.evaluation.records import EnergyReport, GenerationReport, Measurement
 from compressor.reports.rows import formatting
 from compressor.reports.rows.formatting import accuracy_names
 
 _HEADLINE_COSTS = (
-    *("latency_p50_ms", "throughput", "parameters", "macs", "peak_rss_bytes", "energy_mj"),
+    *("latency_p50_ms", "throughput", "first_token_ms", "tokens_per_second", "kv_cache_bytes"),
+    *("parameters", "macs", "peak_rss_bytes", "energy_mj"),
 )
-_OF_LATENCY = frozenset({"throughput", "peak_rss_bytes", "energy_mj"})
-"""Metrics of ``latency.json`` beside latencies."""
+_OF_LATENCY = frozenset(
+    {
+        *("throughput", "peak_rss_bytes", "energy_mj"),
+        *("first_token_ms", "tokens_per_second", "kv_cache_bytes", "generation_peak_rss_bytes"),
+    }
+)
+"""Metrics of ``latency.json`` and ``generation.json`` beside latencies."""
 _SECTIONS = frozenset({"history", "notes"})
 """Keys of a manifest's summary that have sections of their own."""
 
@@ -242,7 +248,21 @@ def measurement_notes(measurement: Measurement | None) -> list[str]:
             "in a separate process."
         )
         lines += energy_lines(latency.energy)
-    return lines
+    return lines + generation_lines(measurement.generation)
+
+
+def generation_lines(generation: GenerationReport | None) -> list[str]:
+    """Return how generation was measured, or why it was not."""
+    if generation is None:
+        return []
+    if generation.reason is not None:
+        return [f"Generation was not measured: {generation.reason}."]
+    threads = f"{generation.threads} thread{'s' if generation.threads != 1 else ''}"
+    return [
+        f"Generation with {generation.runtime}, {threads}: {len(generation.first_token_ms)} "
+        f"answers of {generation.new_tokens} tokens to prompts of {generation.prompt_tokens} "
+        "tokens, one sequence at a time, in a separate process."
+    ]
 
 
 def energy_lines(energy: EnergyReport | None) -> list[str]:

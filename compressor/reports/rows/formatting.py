@@ -18,7 +18,7 @@ STAND_IN_NOTE = (
     "† measured on the ONNX graph that the engine was built from, with ONNX Runtime: "
     "the engine itself did not run on this machine"
 )
-COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s", "mJ"})
+COST_UNITS = frozenset({"ms", "s", "bytes", "count", "samples/s", "mJ", "tokens/s"})
 """Units of metrics that are costs, not accuracy."""
 _LABELS = {
     "latency_p50_ms": "latency p50",
@@ -29,6 +29,10 @@ _LABELS = {
     "weight_bytes": "weights",
     "peak_rss_bytes": "peak memory",
     "energy_mj": "energy per sample",
+    "first_token_ms": "first token",
+    "tokens_per_second": "generation",
+    "kv_cache_bytes": "key-value cache",
+    "generation_peak_rss_bytes": "peak memory of generation",
     "macs": "MACs",
     "cross_entropy": "cross-entropy",
     "top1": "top-1",

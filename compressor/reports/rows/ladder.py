@@ -14,10 +14,16 @@ from compressor.artifacts.manifest import Metric
 from compressor.reports.rows import formatting
 
 _COSTS = (
-    *("latency_p50_ms", "throughput", "size_bytes", "parameters", "macs", "peak_rss_bytes"),
-    "energy_mj",
+    *("latency_p50_ms", "throughput", "first_token_ms", "tokens_per_second", "size_bytes"),
+    *("parameters", "macs", "peak_rss_bytes", "energy_mj"),
+    *("kv_cache_bytes", "generation_peak_rss_bytes"),
 )
-_RUNTIME_COSTS = frozenset({"throughput", "peak_rss_bytes", "energy_mj"})
+_RUNTIME_COSTS = frozenset(
+    {
+        *("throughput", "peak_rss_bytes", "energy_mj"),
+        *("first_token_ms", "tokens_per_second", "generation_peak_rss_bytes"),
+    }
+)
 """Costs beside latencies that depend on the runtime."""
 
 Verdict = Literal["better", "worse", "same", "noise"]

@@ -15,6 +15,7 @@ from compressor.foreign_files.limits import RECORD
 from compressor.reports.rows.artifact import Pairs
 
 LATENCY_FILE = "reports/latency.json"
+GENERATION_FILE = "reports/generation.json"
 CALIBRATION_FILE = "calibration.json"
 MOST_RANGES = 60
 """Number of tensors that one chart of calibration ranges can show."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compressor.artifacts.files import size_bytes
+from compressor.errors import ModelError
 from compressor.models.checkpoint.companions import is_licence
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.foreign.gguf import GgufFile
@@ -16,6 +17,7 @@ from compressor.runtimes.llamacpp.library import PACKAGE
 
 if TYPE_CHECKING:
     from compressor.runtimes.decoding import GenerationLimits
+    from compressor.runtimes.rows import RowDecoder, RowOptions
     from compressor.runtimes.session import Session
     from compressor.runtimes.tensor_listing import ListedTensor
 
@@ -77,6 +79,22 @@ class Gguf(Format):
         return LlamaCppSession(path / MODEL_FILE, threads)
 
     def generation_limits(self, path: Path) -> GenerationLimits:
+        """Return the context that the header states.
+
+        Raises:
+            ModelError: it states none.
+        """
+        from compressor.runtimes.decoding import GenerationLimits
+
+        stated = dict(self.describe(path)).get("context length", "")
+        if not stated.isdecimal():
+            raise ModelError(
+                f"the header of {path / MODEL_FILE} states no context length",
+                remedy="copy or export it again",
+            )
+        return GenerationLimits(int(stated), takes_images=False)
+
+    def prompt_limits(self, path: Path) -> GenerationLimits:
         """Refuse: a GGUF file has no tokenizer of transformers.
 
         Raises:
@@ -88,3 +106,9 @@ class Gguf(Format):
             f"run `llama-cli -m {path / MODEL_FILE}`, or generate with the artifact that it was "
             "exported from",
         )
+
+    def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
+        """Open the file in llama.cpp, with a sequence for each row."""
+        from compressor.runtimes.llamacpp.rows import LlamaCppRows
+
+        return LlamaCppRows(path / MODEL_FILE, options)

@@ -137,6 +137,16 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_model_get_vocab": (_POINTER, (_POINTER,)),
     "llama_model_n_ctx_train": (_INT, (_POINTER,)),
     "llama_model_has_encoder": (_FLAG, (_POINTER,)),
+    "llama_model_is_recurrent": (_FLAG, (_POINTER,)),
+    "llama_model_is_hybrid": (_FLAG, (_POINTER,)),
+    "llama_model_n_layer": (_INT, (_POINTER,)),
+    "llama_model_n_embd": (_INT, (_POINTER,)),
+    "llama_model_n_head": (_INT, (_POINTER,)),
+    "llama_model_n_head_kv": (_INT, (_POINTER,)),
+    "llama_model_meta_val_str": (
+        _INT,
+        (_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
+    ),
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
     "llama_init_from_model": (_POINTER, (_POINTER, ContextParams)),
     "llama_free": (None, (_POINTER,)),
@@ -144,6 +154,8 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
     "llama_n_batch": (_UNSIGNED, (_POINTER,)),
     "llama_get_memory": (_POINTER, (_POINTER,)),
     "llama_memory_clear": (None, (_POINTER, _FLAG)),
+    "llama_memory_seq_rm": (_FLAG, (_POINTER, _INT, _INT, _INT)),
+    "llama_memory_seq_cp": (None, (_POINTER, _INT, _INT, _INT, _INT)),
     "llama_batch_init": (Batch, (_INT, _INT, _INT)),
     "llama_batch_free": (None, (Batch,)),
     "llama_decode": (_INT, (_POINTER, Batch)),
@@ -179,6 +191,10 @@ class Log:
         return "; ".join(self._lines) or "it gave no reason"
 
 
+_LOG = Log()
+"""The library keeps a pointer to its callback, so it lives as long as the process."""
+
+
 class Library:
     """The loaded library: functions by name, and its log."""
 
@@ -199,7 +215,7 @@ class Library:
                 remedy="install 'autoglm-compress[llamacpp]' again, or uninstall "
                 f"{PACKAGE}: GGUF files are then written and not measured",
             ) from error
-        self.log = Log()
+        self.log = _LOG
         self._library.llama_log_set(self.log.callback, None)
         self._check_layout()
         self._library.llama_backend_init()

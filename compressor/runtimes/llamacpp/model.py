@@ -1,12 +1,13 @@
 """A GGUF file in llama.cpp: logits of sequences of tokens.
 
-Shapes: R sequences that are computed together, T tokens of one of them, V vocabulary entries.
+Shapes: T tokens of a sequence, K kept tokens, V vocabulary entries.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,21 @@ CALL_TOKENS = 512
 time."""
 _CELLS = 256
 """The key-value cache of a sequence is a multiple of it."""
+_FLOAT16_BYTES = 2
+_LONGEST_VALUE = 256
+"""Bytes of a value of metadata that is read."""
 _AGAIN = "copy or export it again; `autoglm-compress show` describes its header"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens that are appended to one sequence."""
+
+    row: int
+    """Number of the sequence."""
+    start: int
+    """Position of the first token."""
+    ids_T: Array
 
 
 class LlamaCppModel:
@@ -91,22 +106,25 @@ class LlamaCppModel:
         """
         longest = max(len(ids_T) for ids_T in sequences)
         together = min(len(sequences), max(1, CALL_TOKENS // longest))
-        self._make_room(together, longest)
+        self.make_room(together, longest)
         results: list[Array] = []
         for start in range(0, len(sequences), together):
             group = sequences[start : start + together]
-            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+            self.clear()
             if len(group) == 1:
-                pieces = range(0, len(group[0]), CALL_TOKENS)
-                parts = [self._decode([group[0][at : at + CALL_TOKENS]], at) for at in pieces]
-                results.append(np.concatenate(parts) if len(parts) > 1 else parts[0])
+                results.append(self.read(0, 0, group[0], keep=len(group[0])))
             else:
+                tokens = [Tokens(row, 0, ids_T) for row, ids_T in enumerate(group)]
                 ends = np.cumsum([len(ids_T) for ids_T in group])[:-1]
-                results += np.split(self._decode(group, 0), ends)
+                results += np.split(self.decode(tokens), ends)
         return results
 
-    def _make_room(self, rows: int, tokens: int) -> None:
-        """Open a context for sequences, unless the present one is for as many and as long ones."""
+    def make_room(self, rows: int, tokens: int) -> None:
+        """Open a context for sequences, unless the present one is for as many and as long ones.
+
+        Raises:
+            ModelError: llama.cpp has no memory for the sequences.
+        """
         cells = -(-tokens // _CELLS) * _CELLS
         if rows == self._rows and cells <= self._cells:
             return
@@ -124,22 +142,72 @@ class LlamaCppModel:
             )
         self._rows, self._cells = rows, cells
 
-    def _decode(self, group: Sequence[Array], start: int) -> Array:
-        """Append tokens to the first sequences; return the logits after all of them in order.
+    def clear(self) -> None:
+        """Drop the tokens of all sequences."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def shorten(self, row: int, length: int) -> None:
+        """Drop all but the first tokens of a sequence.
+
+        Raises:
+            PassError: llama.cpp cannot drop tokens of this model, such as one with states.
+        """
+        memory = self._library.llama_get_memory(self._context)
+        if not self._library.llama_memory_seq_rm(memory, row, length, -1):
+            raise PassError(f"llama.cpp cannot shorten a sequence of {self._file}")
+
+    def copy(self, source: int, target: int) -> None:
+        """Let one sequence have the tokens of another, in place of its own."""
+        memory = self._library.llama_get_memory(self._context)
+        self._library.llama_memory_seq_rm(memory, target, -1, -1)
+        self._library.llama_memory_seq_cp(memory, source, target, -1, -1)
+
+    def read(self, row: int, start: int, ids_T: Array, *, keep: int) -> Array:
+        """Append tokens to a sequence in pieces; return the logits after the last ones, [K, V].
 
         Args:
-            group: token ids of each sequence.
-            start: position of the first token of each.
+            row: the sequence.
+            start: the tokens that it has.
+            ids_T: the tokens.
+            keep: number of last tokens whose logits are returned.
+
+        Raises:
+            PassError: llama.cpp failed inside the model.
         """
-        total = sum(len(ids_T) for ids_T in group)
+        parts = []
+        for at in range(0, len(ids_T), CALL_TOKENS):
+            piece_T = ids_T[at : at + CALL_TOKENS]
+            kept = min(len(piece_T), max(0, keep - (len(ids_T) - at - len(piece_T))))
+            part = self.decode([Tokens(row, start + at, piece_T)], keep=kept)
+            parts += [part] if kept else []
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def decode(self, group: Sequence[Tokens], *, keep: int | None = None) -> Array:
+        """Append tokens to sequences in one call.
+
+        Args:
+            group: the tokens of each sequence.
+            keep: number of last tokens of each whose logits are returned; None for all.
+
+        Returns:
+            Logits in order, float32 [K, V].
+
+        Raises:
+            PassError: llama.cpp failed inside the model.
+        """
+        lengths = [len(tokens.ids_T) for tokens in group]
+        total = sum(lengths)
+        kept = [length if keep is None else keep for length in lengths]
         batch = self._library.llama_batch_init(total, 0, 1)
         try:
             batch.n_tokens = total
-            ctypes.memset(batch.logits, 1, total)
-            _fill(batch.token, np.concatenate(group))
-            _fill(batch.pos, np.concatenate([np.arange(len(ids_T)) + start for ids_T in group]))
+            flags = [np.arange(n) >= n - k for n, k in zip(lengths, kept, strict=True)]
+            np.ctypeslib.as_array(batch.logits, (total,))[:] = np.concatenate(flags)
+            _fill(batch.token, np.concatenate([tokens.ids_T for tokens in group]))
+            positions = [np.arange(len(tokens.ids_T)) + tokens.start for tokens in group]
+            _fill(batch.pos, np.concatenate(positions))
             _fill(batch.n_seq_id, np.ones(total))
-            rows = np.repeat(np.arange(len(group)), [len(ids_T) for ids_T in group])
+            rows = np.repeat([tokens.row for tokens in group], lengths)
             for index, row in enumerate(rows.tolist()):
                 batch.seq_id[index][0] = row
             with self._library.log.recording() as log:
@@ -148,9 +216,41 @@ class LlamaCppModel:
             self._library.llama_batch_free(batch)
         if status:
             raise PassError(f"llama.cpp failed on {self._file} ({status}): {log.text()}")
+        if not sum(kept):
+            return np.zeros((0, self.vocabulary), np.float32)
         pointer = self._library.llama_get_logits(self._context)
-        logits_TV: Array = np.ctypeslib.as_array(pointer, (total, self.vocabulary)).copy()
-        return logits_TV
+        logits_KV: Array = np.ctypeslib.as_array(pointer, (sum(kept), self.vocabulary)).copy()
+        return logits_KV
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of the keys and values of one token, in float16."""
+        count = self._library
+        heads = count.llama_model_n_head(self._model)
+        default = count.llama_model_n_embd(self._model) // max(heads, 1)
+        widths = [self._number(f"attention.{name}_length") or default for name in ("key", "value")]
+        rows = count.llama_model_n_layer(self._model) * count.llama_model_n_head_kv(self._model)
+        return int(rows * sum(widths) * _FLOAT16_BYTES)
+
+    @property
+    def has_states(self) -> bool:
+        """True if layers have states, which cannot be shortened to the first tokens."""
+        library = self._library
+        return bool(
+            library.llama_model_is_recurrent(self._model)
+            or library.llama_model_is_hybrid(self._model)
+        )
+
+    def _number(self, key: str) -> int | None:
+        """Return a number of the architecture's metadata; None if the file does not state it."""
+        architecture = self._text("general.architecture")
+        text = self._text(f"{architecture}.{key}")
+        return int(text) if text.isdecimal() else None
+
+    def _text(self, key: str) -> str:
+        room = ctypes.create_string_buffer(_LONGEST_VALUE)
+        self._library.llama_model_meta_val_str(self._model, key.encode(), room, _LONGEST_VALUE)
+        return room.value.decode("utf-8", "replace")
 
     def close(self) -> None:
         """Release the context and the file."""

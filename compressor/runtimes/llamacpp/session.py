@@ -44,7 +44,7 @@ class LlamaCppSession(Session):
             ModelError: llama.cpp cannot load the file, or computes no token.
         """
         load_library()
-        _check_by_trial(file)
+        check_by_trial(file)
         self._model = LlamaCppModel(file, threads)
         self.runtime = runtime_name()
         shape = ("batch", "sequence")
@@ -94,7 +94,7 @@ def _valid_ranges(mask_BT: Array) -> list[slice]:
     return ranges
 
 
-def _check_by_trial(file: Path) -> None:
+def check_by_trial(file: Path) -> None:
     """Load a file and compute a token in another process.
 
     Raises:

@@ -136,5 +136,5 @@ def test_without_the_package_its_install_command_is_named(
 
 def test_no_text_is_generated_from_a_gguf_file(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"its tokenizer is llama\.cpp's own") as caught:
-        format_named("gguf").generation_limits(folder)
+        format_named("gguf").prompt_limits(folder)
     assert "llama-cli -m" in str(caught.value)
