@@ -78,10 +78,6 @@ class RowDecoder(ABC):
     splits_images: bool = False
     image_cache: ImageCacheCounts | None = None
 
-    def cache_bytes(self, tokens: int) -> int:
-        """Return the bytes of the keys and values of a row with so many tokens."""
-        return self.token_bytes * tokens
-
     def use_adapter(self, row: int, adapter: str | None) -> None:
         """Use an adapter, or none, in the following calls for a row.
 
