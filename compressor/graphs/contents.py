@@ -66,13 +66,14 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
             continue
         if id(node) not in inner and _is_product(node, index, constants):
             products[node.op_type] += 1
-            stored[node.op_type] += int(node.input[1] in index.constants)
+            stored[node.op_type] += int(_is_stored(index, node.input[1]))
         elif node.op_type in PRODUCTS | _OTHER_PRODUCTS and not _is_constant(node, constants):
             others[node.op_type] += 1
     metadata = {entry.key for entry in model.metadata_props}
     return GraphContents(
         opset=index.opset(""),
-        weight_bytes=_weight_bytes(index.constants.values()),
+        weight_bytes=_weight_bytes(index),
+        computed_bytes=_weight_bytes(index, computed=True),
         products=products,
         stored_products=+stored,
         other_products=others,
@@ -101,6 +102,13 @@ def _constant_types(index: GraphIndex) -> dict[str, int]:
     return types
 
 
+def _is_stored(index: GraphIndex, name: str) -> bool:
+    """Return True for a constant, and the Cast of one."""
+    node = index.producers.get(name)
+    is_cast = node is not None and node.op_type == "Cast"
+    return name in index.constants or (is_cast and node.input[0] in index.constants)
+
+
 def _has_subgraphs(node: onnx.NodeProto) -> bool:
     return any(each.HasField("g") or each.graphs for each in node.attribute)
 
@@ -122,7 +130,8 @@ def _is_product(node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str,
     is_scaled = any(name in attributes and attributes[name].f != 1.0 for name in ("alpha", "beta"))
     if is_scaled or ("transA" in attributes and attributes["transA"].i):
         return False
-    return weight not in index.constants or len(index.constants[weight].dims) == 2
+    dims = index.constants[weight].dims if weight in index.constants else (1, 1)
+    return len(dims) == 2 and 0 not in dims
 
 
 def _quantized(nodes: Iterable[onnx.NodeProto]) -> dict[Scheme, Counter[str]]:
@@ -157,10 +166,20 @@ def _domains(nodes: Iterable[onnx.NodeProto]) -> dict[str, Counter[str]]:
     return domains
 
 
-def _weight_bytes(tensors: Iterable[onnx.TensorProto]) -> dict[str, int]:
+def _weight_bytes(index: GraphIndex, *, computed: bool = False) -> dict[str, int]:
+    """Return dtype to bytes of the constants: the stored type, or that in which nodes read it."""
     sizes = Counter[str]()
-    for tensor in tensors:
-        dtype = tensor.data_type
+    for constant, tensor in index.constants.items():
+        dtype = (_cast_type(index, constant) if computed else None) or tensor.data_type
         name = _NAMES.get(dtype) or TensorProto.DataType.Name(dtype).lower()
-        sizes[name] += math.prod(tensor.dims) * _BITS.get(dtype, 8) // 8
+        sizes[name] += math.prod(tensor.dims) * _BITS.get(tensor.data_type, 8) // 8
     return dict(sizes)
+
+
+def _cast_type(index: GraphIndex, name: str) -> int | None:
+    """Return the type that all readers of a value cast it to; None if one reads it as it is."""
+    readers = index.consumers.get(name, [])
+    if not readers or any(node.op_type != "Cast" for node in readers):
+        return None
+    types = {int(each.i) for node in readers for each in node.attribute if each.name == "to"}
+    return types.pop() if len(types) == 1 else None

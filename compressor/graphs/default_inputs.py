@@ -18,6 +18,6 @@ def freeze_default_inputs(model: ir.Model) -> list[str]:
         model.graph.inputs.remove(value)
         if value.const_value is not None:
             value.shape = ir.Shape(value.const_value.numpy().shape)
-    if frozen:
-        model.ir_version = max(model.ir_version, _SEPARATE_WEIGHTS)
+    # Files of version 3 whose weights are no inputs are not valid, but exist.
+    model.ir_version = max(model.ir_version, _SEPARATE_WEIGHTS)
     return [str(value.name) for value in frozen]

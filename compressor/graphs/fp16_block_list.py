@@ -307,14 +307,20 @@ def _value_reason(node: ir.Node, value: ir.Value, criteria: BlockList) -> Reason
     return None
 
 
+def is_too_small(largest: float) -> bool:
+    """Return True if FP16 holds too few digits of the largest magnitude of a constant."""
+    return 0 < largest < _SMALLEST_PRECISE
+
+
 def _vanishes(node: ir.Node, values: Array) -> bool:
-    """Return True if a single constant or a scale loses its digits in FP16.
+    """Return True if a scale, or the largest value of a constant, loses its digits in FP16.
 
     Small weights among larger ones may.
     """
     magnitudes = np.abs(values)
-    matters = values.size == 1 or node.op_type in {QUANTIZE, DEQUANTIZE}
-    return bool(matters and ((magnitudes > 0) & (magnitudes < _SMALLEST_PRECISE)).any())
+    if node.op_type not in {QUANTIZE, DEQUANTIZE}:
+        return is_too_small(float(magnitudes.max(initial=0)))
+    return bool(((magnitudes > 0) & (magnitudes < _SMALLEST_PRECISE)).any())
 
 
 def _is_between(node: ir.Node, blocked: Mapping[ir.Node, Reason]) -> bool:

@@ -90,7 +90,7 @@ def _product(node: ir.Node) -> Product | None:
         return None
     if weight.dtype != ir.DataType.FLOAT or weight.const_value is None:
         return None
-    if constant_array(source) is not None:
+    if constant_array(source) is not None or weight.const_value.size == 0:
         return None
     rank = len(weight.const_value.shape)
     if node.op_type == "Conv":

@@ -18,6 +18,8 @@ _SCHEMES: Mapping[Scheme, str] = {
     "weights": "integers as weights alone",
 }
 _FLOAT_TYPES: tuple[FloatType, ...] = ("float32", "float16", "bfloat16", "float64")
+_FEW_BYTES = 1024
+"""Float constants that no conversion is worth."""
 _MOST_NAMES = 3
 """Branches that are named."""
 
@@ -39,6 +41,9 @@ class GraphContents:
     opset: int
     weight_bytes: Mapping[str, int]
     """Dtype to bytes of the constants, those of subgraphs too."""
+    computed_bytes: Mapping[str, int]
+    """Dtype to bytes of the constants, by the type in which nodes read them: behind a Cast, that of
+    its result."""
     products: Mapping[str, int]
     """Operator to number of products whose weight depends on constants alone."""
     stored_products: Mapping[str, int]
@@ -61,9 +66,26 @@ class GraphContents:
     @property
     def float_type(self) -> FloatType | None:
         """The type of most bytes of the float weights; None if there are none."""
-        sizes = {name: self.weight_bytes.get(name, 0) for name in _FLOAT_TYPES}
-        largest = max(_FLOAT_TYPES, key=lambda name: sizes[name])
-        return largest if sizes[largest] else None
+        return _most(self.weight_bytes)
+
+    @property
+    def computed_float_type(self) -> FloatType | None:
+        """The type in which most bytes of the float weights are computed; None without any."""
+        return _most(self.computed_bytes)
+
+    @property
+    def in_other_domains(self) -> bool:
+        """True if nothing multiplies weights but operators outside ONNX, such as trees."""
+        floats = sum(self.weight_bytes.get(name, 0) for name in _FLOAT_TYPES)
+        multiplies = any(self.products.values()) or any(self.other_products.values())
+        return bool(self.domains) and not multiplies and floats < _FEW_BYTES
+
+    def describe_domains(self) -> str:
+        """Return the operators outside ONNX, with their domains."""
+        return "; ".join(
+            f"{_counts(operators)} of {domain}"
+            for domain, operators in (self.domains or {}).items()
+        )
 
     def input_problems(self) -> Iterator[tuple[str, str]]:
         """Yield (problem, remedy) of each input that no samples can be made for."""
@@ -103,6 +125,11 @@ class GraphContents:
             f"{_SCHEMES[scheme]}: {_counts(operators)}"
             for scheme, operators in self.quantized.items()
         )
+
+
+def _most(sizes: Mapping[str, int]) -> FloatType | None:
+    largest = max(_FLOAT_TYPES, key=lambda name: sizes.get(name, 0))
+    return largest if sizes.get(largest, 0) else None
 
 
 def describe_branches(branches: tuple[Branching, ...]) -> str:

@@ -18,6 +18,8 @@ from compressor.errors import NumericalError
 from compressor.runtimes.formats import open_session
 
 Array = np.ndarray[Any, Any]
+_NUMBERS = "biuf"
+"""Kinds of NumPy's dtypes that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +82,32 @@ def compare_runs(
     for batch in feeds:
         outputs, others = expected(batch), actual(batch)
         for name, values in outputs.items():
-            if not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf":
-                continue  # a sequence, or texts
-            pair = _flatten(values), _flatten(others[name])
-            differences.setdefault(name, []).append(_differences(name, *pair))
+            pair = _comparable(values, others[name])
+            if pair is not None:
+                differences.setdefault(name, []).append(_differences(name, *pair))
     return {name: _merged(parts) for name, parts in differences.items()}
+
+
+def _comparable(values: object, others: object) -> tuple[Array, Array] | None:
+    """Return the values of an output in rows, of two models; None for texts and maps.
+
+    A sequence of arrays is one row.
+    """
+    if isinstance(values, list) and isinstance(others, list):
+        parts, other_parts = list(map(np.asarray, values)), list(map(np.asarray, others))
+        if all(part.dtype.kind in _NUMBERS for part in parts):
+            return _row(parts), _row(other_parts)
+    if not isinstance(values, np.ndarray) or not isinstance(others, np.ndarray):
+        return None
+    if values.dtype.kind not in _NUMBERS:
+        return None
+    return _flatten(values), _flatten(others)
+
+
+def _row(parts: Sequence[Array]) -> Array:
+    """Return the values of several arrays one behind the other, float64 [1, V]."""
+    flat = [part.reshape(-1).astype(np.float64) for part in parts]
+    return np.concatenate([np.empty(0), *flat])[None]
 
 
 def _flatten(values: Array) -> Array:
@@ -99,10 +122,10 @@ def _differences(
     """Return largest difference, cosine and relative error of each sample.
 
     The relative error is NaN where the parent's values are all 0. An output of another shape gives
-    the number of samples instead.
+    the number of samples instead: one for an output without rows, such as that of no detections.
     """
     if expected_NV.shape != actual_NV.shape:
-        return len(expected_NV)
+        return max(1, len(expected_NV))
     finite = np.isfinite(expected_NV)
     if not np.isfinite(actual_NV[finite]).all():
         raise NumericalError(f"the converted graph computes NaN or infinity in {name}")

@@ -168,6 +168,10 @@ def _quantize(
 
 
 def _scale_format(weight_IO: Tensor) -> ScaleFormat:
-    """Return scales in FP16, or in FP32 where those of the weight may exceed what FP16 holds."""
-    largest = 2 * float(weight_IO.abs().max()) / _STEPS
-    return _HALF_SCALES if largest <= torch.finfo(torch.float16).max else _FLOAT_SCALES
+    """Return scales in FP16, or in FP32 where FP16 may not hold those of an output's weights."""
+    largest_O = 2 * weight_IO.abs().amax(dim=0) / _STEPS
+    half = torch.finfo(torch.float16)
+    # Half of the range is the narrowest grid, and FP16 loses digits below its smallest normal.
+    is_small_O = (largest_O > 0) & (largest_O < 4 * half.smallest_normal)
+    fits = float(largest_O.max()) <= half.max and not bool(is_small_O.any())
+    return _HALF_SCALES if fits else _FLOAT_SCALES

@@ -14,8 +14,11 @@ from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
 
 OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 """The opset that the operators of a precision require."""
+HALF_TYPES = frozenset({"float16", "bfloat16"})
+"""Types of 16 bits in which a file may store weights."""
 _LARGEST_UPGRADE_BYTES = 1_900_000_000
 _ALONE = "or set `precision: fp32`, which simplifies it alone"
+_NO_WEIGHTS = "leave this step out: such operators, as trees are, have one form"
 _LAYERS = ("LSTM", "ConvTranspose")
 """Layers whose weights alone are stored as integers."""
 
@@ -55,23 +58,30 @@ def contents_problems(
     if contents.quantized:
         yield from _quantized(config, contents.describe_quantized())
         return
-    if contents.float_type == "bfloat16":
+    computed = contents.computed_float_type
+    if computed == "bfloat16":
         yield (
             f"{precision}: the graph is in bfloat16, which ONNX Runtime does not compute on CPUs: "
             "neither its values nor the result could be compared",
             "export the model in float32 or float16",
         )
-    elif contents.float_type == "float64" and config.precision != "fp32":
+    elif computed == "float64" and config.precision != "fp32":
         yield (
             f"{precision}: the weights of the graph are in FP64, and only FP32 and FP16 are "
             "converted",
             f"export the model in float32, {_ALONE}",
         )
         return
-    elif contents.float_type == "float16" and config.precision == "fp16":
+    elif computed == "float16" and config.precision == "fp16":
         yield (
             f"{precision}: the graph is in FP16 already",
             f"leave the step out, set `precision: int8` or `int4`, {_ALONE}",
+        )
+    elif contents.in_other_domains and config.precision == "fp16":
+        yield (
+            f"{precision}: there is nothing to convert, as the graph consists of "
+            + contents.describe_domains(),
+            _NO_WEIGHTS,
         )
     if config.precision in {"int8", "int4"}:
         yield from _product_problems(config, contents)
@@ -100,11 +110,21 @@ def _product_problems(
         return
     what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
     text = f"`precision: {config.precision}`: the graph has no {what} with a constant float weight"
+    if contents.in_other_domains:
+        text += f", but {contents.describe_domains()}"
     if any(contents.products.get(kind) for kind in kinds):
         yield f"{text} before it is simplified", "leave out `simplify: false`"
+    elif contents.in_other_domains:
+        yield text, _NO_WEIGHTS
     elif config.precision == "int4" and present.get("Conv"):
         yield text, "set `precision: int8`, which converts convolutions too"
-    elif contents.float_type == "float16":
+    elif contents.domains:
+        yield (
+            text,
+            "set `precision: fp16`, which converts what ONNX's own operators compute, or leave "
+            "this step out",
+        )
+    elif contents.computed_float_type == "float16":
         yield text, f"leave the step out, {_ALONE}"
     else:
         yield text, "set `precision: fp16`"
@@ -145,6 +165,10 @@ def planned_contents(config: OptimizeOnnxConfig, contents: GraphContents) -> Gra
         return replace(contents, opset=opset, quantized={"weights": {"DequantizeLinear": count}})
     if config.precision == "fp16":
         floats = contents.weight_bytes.get("float32", 0)
-        sizes = {**contents.weight_bytes, "float32": 0, "float16": floats // 2}
-        return replace(contents, weight_bytes=sizes)
+        halves = {"float32": 0, "float16": floats // 2}
+        return replace(
+            contents,
+            weight_bytes={**contents.weight_bytes, **halves},
+            computed_bytes={**contents.computed_bytes, **halves},
+        )
     return contents

@@ -8,6 +8,7 @@ from pathlib import Path
 from onnxscript import ir
 
 from compressor.errors import RequirementError
+from compressor.graphs.constant_casts import fold_casts
 from compressor.graphs.constant_transposes import fold_transposes
 from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
@@ -18,7 +19,7 @@ from compressor.graphs.upgrade import upgrade_opset
 from compressor.graphs.values import remove_unused
 from compressor.graphs.widen import widen_halves
 from passes.optimize_onnx.config import OptimizeOnnxConfig
-from passes.optimize_onnx.planned import OPSETS, contents_problems
+from passes.optimize_onnx.planned import HALF_TYPES, OPSETS, contents_problems
 
 _MOST_NAMES = 5
 """Names that a note lists."""
@@ -39,6 +40,8 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
         note(f"{len(frozen)} inputs with a default value became constants: {names}")
     if config.precision in OPSETS and widen_halves(graph):
         note("converted from FP16 to FP32, which is exact; inputs and outputs keep their types")
+    if config.precision != "fp32":
+        fold_casts(graph)
     metadata = sorted(graph.metadata_props.items())
     if config.simplify:
         simplification = simplify(graph)
@@ -59,9 +62,14 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
     return graph
 
 
-def is_half(model: Path) -> bool:
-    """Return True if the weights of a graph are in FP16."""
-    return graph_contents(read_graph(model)).float_type == "float16"
+def computes_halves(model: Path) -> bool:
+    """Return True if a graph computes in FP16."""
+    return graph_contents(read_graph(model)).computed_float_type == "float16"
+
+
+def stores_halves(model: Path) -> bool:
+    """Return True if a file stores most weights in 16 bits, also where it computes in FP32."""
+    return graph_contents(read_graph(model)).float_type in HALF_TYPES
 
 
 def check_graph(config: OptimizeOnnxConfig, model: Path) -> None:

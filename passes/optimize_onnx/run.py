@@ -15,6 +15,7 @@ from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.files import MODEL, external_files, read_graph
+from compressor.graphs.half_weights import has_halves, store_weights_as_halves
 from compressor.graphs.integer_regions import Product, float_products
 from compressor.graphs.saving import exceeds_protobuf, initializer_bytes, save_model
 from compressor.graphs.widen import store_as_halves
@@ -27,9 +28,10 @@ from passes.optimize_onnx.integers import IntegerGraphs, observe_ranges
 from passes.optimize_onnx.keep_float import choose_float_products
 from passes.optimize_onnx.layer_names import name_layers, shared_layers
 from passes.optimize_onnx.planned import OPSETS
-from passes.optimize_onnx.prepare import is_half, prepare_graph
+from passes.optimize_onnx.prepare import prepare_graph, stores_halves
 from passes.optimize_onnx.selection import (
     branch_products,
+    check_weights,
     float_operators,
     is_ignored,
     select_products,
@@ -55,7 +57,8 @@ def optimize(
     """
     graph = prepare_graph(config, parent, context.note)
     if config.precision in {"int8", "int4"}:
-        select_products(config, graph)  # refuses before samples are read
+        # Refused before samples are read.
+        check_weights(config, graph, select_products(config, graph))
     calibration = config.calibration
     feeds = (
         [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
@@ -65,7 +68,7 @@ def optimize(
     summary: dict[str, Any] = {"precision": config.precision}
     if config.precision != "fp32" and (branches := branch_products(graph)):
         summary["branches"] = branches
-        context.note(_describe_branches(branches))
+        context.note(_describe_branches(config, branches))
     if config.precision == "int8":
         graph, decisions = _to_int8(config, graph, parent, feeds, context)
         summary |= {"target": config.target, **decisions}
@@ -74,7 +77,10 @@ def optimize(
     elif config.precision == "fp16":
         assert calibration is not None  # noqa: S101 - FP16 requires it
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
-    if config.precision in OPSETS and is_half(parent):
+        summary["stored_fp16"] = store_weights_as_halves(graph)
+        if not has_halves(graph):
+            context.note("nothing became FP16: no node computes floats in a form that FP16 has")
+    if config.precision in OPSETS and stores_halves(parent):
         store_as_halves(graph)
     name_layers(graph, layers)
     save_model(graph, out, external=exceeds_protobuf(graph))
@@ -88,14 +94,17 @@ def optimize(
     return PassOutput(summary)
 
 
-def _describe_branches(branches: dict[str, int]) -> str:
+def _describe_branches(config: OptimizeOnnxConfig, branches: dict[str, int]) -> str:
     parts = [
         f"{node}: {count} product{'s' if count != 1 else ''} in its branches"
         for node, count in branches.items()
     ]
     listed = "; ".join(parts[:_MOST_BRANCHES])
     more = len(parts) - _MOST_BRANCHES
-    return f"left in float: {listed}" + (f"; and {more} nodes more" if more > 0 else "")
+    form = "left in float"
+    if config.precision == "fp16":
+        form = "computed in FP32, with weights from 1 kB on in FP16"
+    return f"{form}: {listed}" + (f"; and {more} nodes more" if more > 0 else "")
 
 
 def _to_int4(
@@ -116,9 +125,10 @@ def _to_int4(
         )
     left = initializer_bytes(graph) / max(weights, 1)
     if left > _MOSTLY_FLOAT:
+        convolutions = any(product.node.op_type == "Conv" for product in float_products(graph))
         context.note(
             f"the weights still take {left:.0%} of their bytes, since only matrix products become "
-            "INT4: `precision: int8` converts convolutions too"
+            "INT4" + (": `precision: int8` converts convolutions too" if convolutions else "")
         )
     return summary
 
@@ -142,7 +152,8 @@ def _to_int8(
     if not names:
         raise RequirementError(
             "no product reads values that vary on the samples",
-            remedy="set `calibration.data` to samples that were made for this model",
+            remedy="set `calibration.data` to samples that were made for this model, or "
+            "`precision: fp16` where its products read constants",
         )
     if unused:
         context.note(f"left in float, as their input never varies: {', '.join(sorted(unused))}")

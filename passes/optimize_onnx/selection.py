@@ -6,12 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
+import numpy as np
 from onnxscript import ir
 
 from compressor.config.discovery import closest
-from compressor.errors import RequirementError
+from compressor.errors import NumericalError, RequirementError
 from compressor.graphs.embeddings import embedding_tables
 from compressor.graphs.integer_regions import PRODUCTS, Product, float_products
+from compressor.graphs.values import constant_array
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.weight_layers import weight_layers
 
@@ -59,6 +61,34 @@ def select_products(config: OptimizeOnnxConfig, graph: ir.Model) -> tuple[Produc
     if not chosen:
         raise RequirementError("`ignore` leaves no product to quantize", remedy="shorten it")
     return tuple(product for product in products if product.name in chosen)
+
+
+def check_weights(config: OptimizeOnnxConfig, graph: ir.Model, products: Sequence[Product]) -> None:
+    """Check that the weights that become integers are finite: integers have no NaN.
+
+    Raises:
+        NumericalError: some are not; the message names each.
+    """
+    weights = [(product.name, product.weight) for product in products]
+    weights += [
+        (name, value)
+        for name, node in weight_layers(config, graph).items()
+        if not is_ignored(config, name)
+        for value in node.inputs[1:]
+        if value is not None and value.dtype == ir.DataType.FLOAT
+    ]
+    damaged = {
+        name: None
+        for name, value in weights
+        if (array := constant_array(value)) is not None
+        and not np.isfinite(array.sum(dtype=np.float64))
+    }
+    if damaged:
+        raise NumericalError(
+            f"weights are NaN or infinite in {', '.join(damaged)}",
+            remedy="export the model from a checkpoint that is not damaged, or keep these products "
+            f"in float: `ignore: [{', '.join(damaged)}]`",
+        )
 
 
 def is_ignored(config: OptimizeOnnxConfig, name: str) -> bool:

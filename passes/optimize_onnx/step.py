@@ -40,7 +40,7 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     """
 
     name = "optimize-onnx"
-    version = 3
+    version = 4
     accepts = frozenset({"onnx"})
     produces = "onnx"
     Config = OptimizeOnnxConfig
@@ -89,10 +89,10 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
         Raises:
             RequirementError: the graph does not fit, as far as it is known without its weights.
         """
-        from passes.optimize_onnx.planned import OPSETS, check_facts, planned_contents
+        from passes.optimize_onnx.planned import HALF_TYPES, OPSETS, check_facts, planned_contents
 
         contents = check_facts(config, parent)
-        is_half = contents is not None and contents.float_type == "float16"
+        is_half = contents is not None and contents.float_type in HALF_TYPES
         weight_bytes = (parent.size_bytes or 0) * (
             2 if is_half and config.precision in OPSETS else 1
         )

@@ -26,7 +26,7 @@ from compressor.runtimes.working_inputs import working_inputs
 from passes.common.graph_comparison import OutputDifference, compare_graphs, compare_runs
 from passes.optimize_onnx.config import OptimizeOnnxConfig, Precision
 from passes.optimize_onnx.planned import OPSETS
-from passes.optimize_onnx.prepare import is_half, prepare_graph
+from passes.optimize_onnx.prepare import computes_halves, prepare_graph
 
 _MOST_BATCHES = 4
 """Batches on which a prepared graph is compared."""
@@ -100,7 +100,7 @@ def _remedy(
             if config.precision == "fp32":  # without simplification, it changes nothing
                 return _LEAVE_OUT
             return "set `simplify: false`, with which it does"
-    causes = ["in FP32"] if is_half(parent) else []
+    causes = ["in FP32"] if computes_halves(parent) else []
     causes += ["in opset 21 or newer, which needs no upgrade"] if config.precision in OPSETS else []
     if not causes:
         return "this is a defect of the program that prepares the graph: please report it"
@@ -117,7 +117,7 @@ def _unequal_outputs(
     parent: Path, graph: ir.Model, feeds: Sequence[Batch], context: PassContext
 ) -> dict[str, OutputDifference]:
     """Return the outputs that differ by more than rounding explains."""
-    tolerance, step = (_HALF_ROUNDING, _HALF_STEPS) if is_half(parent) else (_ROUNDING, 0.0)
+    tolerance, step = (_HALF_ROUNDING, _HALF_STEPS) if computes_halves(parent) else (_ROUNDING, 0.0)
     with TemporaryDirectory(dir=_existing(context.work)) as folder:
         save_model(graph, Path(folder), external=exceeds_protobuf(graph))
         differences = compare_graphs(parent, Path(folder), feeds, context.threads)

@@ -15,6 +15,7 @@ from compressor.data.contract import Batch
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.files import MODEL, read_graph
 from compressor.runtimes.call_limit import limited_call
+from compressor.runtimes.onnxruntime.remedies import first_line, remedy_of
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +95,9 @@ def open_inference_session(
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=[provider])
     except ERRORS as error:
-        raise ModelError(f"ONNX Runtime cannot open {file}: {first_line(error)}") from error
+        raise ModelError(
+            f"ONNX Runtime cannot open {file}: {first_line(error)}", remedy=remedy_of(error)
+        ) from error
 
 
 def run_limited(
@@ -122,8 +125,3 @@ def run_limited(
     with limited_call(feeds, stop=stop, model=graph):
         results: list[Array] = session.run(outputs, feeds, options)
     return results
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an exception's message, or its type's name if it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,13 +18,8 @@ from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.names import SMOOTHED_SUFFIX
 from compressor.graphs.values import DEQUANTIZE, QUANTIZE
 from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape_like
-from compressor.runtimes.onnxruntime.inference import (
-    CPU,
-    ERRORS,
-    first_line,
-    run_limited,
-    session_options,
-)
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, run_limited, session_options
+from compressor.runtimes.onnxruntime.remedies import first_line
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
 

@@ -15,14 +15,9 @@ from compressor.data.contract import Batch
 from compressor.errors import PassError
 from compressor.graphs.files import MODEL, PROTOBUF_LIMIT_BYTES
 from compressor.graphs.saving import initializer_bytes, save_model
-from compressor.runtimes.onnxruntime.inference import (
-    CPU,
-    ERRORS,
-    first_line,
-    run_limited,
-    session_options,
-)
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, run_limited, session_options
 from compressor.runtimes.onnxruntime.integer_kernels import EMULATED_PRODUCTS
+from compressor.runtimes.onnxruntime.remedies import first_line, remedy_of
 
 Array = np.ndarray[Any, Any]
 _BYTES_AT_ONCE = 512 << 20
@@ -54,7 +49,9 @@ def open_graph(
             file = str(Path(folder) / MODEL)
             return onnxruntime.InferenceSession(file, options, providers=CPU)
     except ERRORS as error:
-        raise PassError(f"ONNX Runtime cannot open the graph: {first_line(error)}") from error
+        raise PassError(
+            f"ONNX Runtime cannot open the graph: {first_line(error)}", remedy=remedy_of(error)
+        ) from error
 
 
 def observe_values(
@@ -121,7 +118,9 @@ def run_graph(
     try:
         return run_limited(session, outputs, feeds)
     except ERRORS as error:
-        raise PassError(f"ONNX Runtime cannot run the graph: {first_line(error)}") from error
+        raise PassError(
+            f"ONNX Runtime cannot run the graph: {first_line(error)}", remedy=remedy_of(error)
+        ) from error
 
 
 def _with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

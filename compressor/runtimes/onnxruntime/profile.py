@@ -17,14 +17,9 @@ import onnxruntime
 from compressor.data.contract import Batch
 from compressor.errors import ModelError
 from compressor.graphs.files import MODEL
-from compressor.runtimes.onnxruntime.inference import (
-    CPU,
-    ERRORS,
-    first_line,
-    run_limited,
-    session_options,
-)
+from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, run_limited, session_options
 from compressor.runtimes.onnxruntime.integer_kernels import FLOAT, INTEGER
+from compressor.runtimes.onnxruntime.remedies import first_line, remedy_of
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from compressor.runtimes.session import match_inputs
 
@@ -102,7 +97,8 @@ def profile(folder: Path, batch: Batch, threads: int, runs: int = 20) -> tuple[N
                 run_limited(profiled, None, feeds)
         except ERRORS as error:
             raise ModelError(
-                f"ONNX Runtime cannot run {folder / MODEL}: {first_line(error)}"
+                f"ONNX Runtime cannot run {folder / MODEL}: {first_line(error)}",
+                remedy=remedy_of(error),
             ) from error
         events = json.loads(Path(profiled.end_profiling()).read_bytes())
         graph = onnx.load(options.optimized_model_filepath, load_external_data=False).graph

@@ -35,17 +35,13 @@ from compressor.runtimes.onnxruntime.decoder.vision import (
     image_shapes,
     no_images,
 )
-from compressor.runtimes.onnxruntime.inference import (
-    ERRORS,
-    first_line,
-    open_inference_session,
-    run_limited,
-)
+from compressor.runtimes.onnxruntime.inference import ERRORS, open_inference_session, run_limited
 from compressor.runtimes.onnxruntime.integer_kernels import (
     EMULATED_PRODUCTS,
     EXACT_PRODUCTS,
     integer_products_saturate,
 )
+from compressor.runtimes.onnxruntime.remedies import first_line, remedy_of
 from compressor.runtimes.session import Session
 
 _DTYPES = {"float": "float32", "double": "float64"}
@@ -195,7 +191,9 @@ class OnnxSession(Session):
             if self._saturating is not None:
                 self._session = self._open_saturating()
                 return self.compute(feeds)
-            raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
+            raise PassError(
+                f"ONNX Runtime failed: {first_line(error)}", remedy=remedy_of(error)
+            ) from error
         return dict(zip(self.output_names, values, strict=True))
 
     def _compute_one_by_one(self, feeds: Batch) -> Batch:

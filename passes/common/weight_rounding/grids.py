@@ -17,7 +17,7 @@ _NARROWEST = 0.5
 """Smallest candidate range, as a fraction of the whole range of a group."""
 _CHUNK_WEIGHTS = 1 << 18
 """Number of weights that are searched together: they fit into a processor's cache."""
-_MIN_SCALE = 2.0**-24
+_MIN_HALF_SCALE = 2.0**-24
 """Smallest positive float16."""
 _SAFE_BITS, _FLOAT16_BITS = 7, 11
 """Significant bits of a scale whose product with any zero-point of 4 bits is a float16, and those
@@ -33,6 +33,11 @@ class ScaleFormat:
     gguf: bool = False
     """True for blocks of GGUF, which hold scale · zero-point in float16 too. Scales of symmetric
     groups may be negative then."""
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive scale: of types of 32 bits' range the smallest with all digits."""
+        return _MIN_HALF_SCALE if self.dtype == torch.float16 else torch.finfo(self.dtype).tiny
 
     def round(self, scale: Tensor, zero: Tensor) -> Tensor:
         """Return the nearest scales that the file can hold beside the zero-points, as float32."""
@@ -140,7 +145,8 @@ def _candidate(
     """Return the scales and zero-points of a fraction of the range of each group."""
     steps = grid.highest if sign_GO is None else 2 * grid.middle
     scale_GO = ((high_GO - low_GO) * (fraction / steps)).to(scale_format.dtype).float()
-    scale_GO = scale_GO.clamp(min=_MIN_SCALE)
+    scale_GO = scale_GO.clamp(min=scale_format.smallest)
+    scale_GO = scale_GO.where(high_GO > low_GO, _MIN_HALF_SCALE)  # a group of zeros
     if sign_GO is not None:  # the negative end has one integer more: give it the longer side
         scale_GO = scale_GO * sign_GO
     if grid.symmetric:

@@ -14,7 +14,8 @@ import onnxruntime
 from compressor.errors import PassError
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.interface import INPUT_IDS, LOGITS, LOGITS_TO_KEEP
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line
+from compressor.runtimes.onnxruntime.inference import ERRORS
+from compressor.runtimes.onnxruntime.remedies import first_line
 
 Array = np.ndarray[Any, Any]
 

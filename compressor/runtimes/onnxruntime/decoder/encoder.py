@@ -16,7 +16,8 @@ from compressor.data.contract import Batch
 from compressor.errors import PassError
 from compressor.graphs.decoder.interface import ATTENTION_MASK, ENCODER_MASK, ENCODER_MODEL
 from compressor.models.capabilities.signature import InputSpec
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
+from compressor.runtimes.onnxruntime.inference import ERRORS, open_inference_session
+from compressor.runtimes.onnxruntime.remedies import first_line
 from compressor.runtimes.session import match_inputs
 
 Array = np.ndarray[Any, Any]

@@ -33,7 +33,8 @@ from compressor.models.families.transformers.images import (
     image_units,
     without_padding,
 )
-from compressor.runtimes.onnxruntime.inference import ERRORS, first_line, open_inference_session
+from compressor.runtimes.onnxruntime.inference import ERRORS, open_inference_session
+from compressor.runtimes.onnxruntime.remedies import first_line
 
 Array = np.ndarray[Any, Any]
 

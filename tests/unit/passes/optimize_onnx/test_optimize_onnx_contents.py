@@ -224,10 +224,16 @@ def test_products_in_branches_stay_in_float_and_are_named(tmp_path, precision):
     fields = {"precision": precision, "calibration": {"data": "c", "batch_size": 16}}
     result = Optimized(branched(), tmp_path, {"x": x}, **fields)
     assert result.summary["branches"] == {"If gate": 2}
-    assert "left in float: If gate: 2 products in its branches" in result.notes
+    form = (
+        "computed in FP32, with weights from 1 kB on in FP16"
+        if precision == "fp16"
+        else "left in float"
+    )
+    assert f"{form}: If gate: 2 products in its branches" in result.notes
     branches = next(each for each in result.graph.node if each.op_type == "If").attribute
     inner = [tensor for branch in branches for tensor in branch.g.initializer]
-    assert {tensor.data_type for tensor in inner} == {TensorProto.FLOAT}
+    stored = TensorProto.FLOAT16 if precision == "fp16" else TensorProto.FLOAT
+    assert {tensor.data_type for tensor in inner} == {stored}
     assert result.error() < 0.15
 
 
@@ -315,3 +321,49 @@ def test_scales_beyond_float16_are_kept(tmp_path, calibration):
     fields = {"precision": "int4", "simplify": False, "calibration": calibration}
     result = Optimized(model, tmp_path, {"x": weight(16, 32) * 5}, **fields)
     assert 0 < result.error() < 0.2
+
+
+@pytest.mark.parametrize("factor", [1e-7, 1e-12, 1e-30])
+@pytest.mark.parametrize(
+    ("calibration", "target"),
+    [(None, "onnxruntime"), (CALIBRATION, "onnxruntime"), (CALIBRATION, "tensorrt")],
+)
+def test_scales_below_float16_are_kept(tmp_path, calibration, target, factor):
+    weights = {"w": weight(64, 32) * np.float32(factor), "f": np.float32(1 / factor)}
+    nodes = [node("MatMul", "x w", "h"), node("Mul", "h f", "y")]
+    model = graph(nodes, weights, {"x": ["N", 64]}, {"y": ["N", 32]})
+    fields = {"precision": "int4", "calibration": calibration, "target": target}
+    result = Optimized(model, tmp_path, {"x": weight(16, 64) * 5}, **fields)
+    assert 0 < result.error() < 0.2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("stored", [TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_constants_that_are_cast_count_as_what_they_are_computed_in(tmp_path, stored, precision):
+    nodes = [
+        node("Cast", "stored", "w", to=TensorProto.FLOAT),
+        node("MatMul", "x w", "y"),
+    ]
+    model = graph(nodes, {}, {"x": ["N", 64]}, {"y": ["N", 32]})
+    w = weight(64, 32)
+    model.graph.initializer.append(helper.make_tensor("stored", stored, w.shape, w.ravel()))
+    contents = graph_contents(model)
+    assert contents.computed_float_type == "float32"
+    assert contents.stored_products == contents.products == {"MatMul": 1}
+    result = Optimized(
+        model, tmp_path, {"x": weight(16, 64) * 5}, precision=precision, simplify=False
+    )
+    assert result.error() < 0.1
+    assert result.operators()[0] != "Cast" or precision == "fp16"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_a_graph_of_trees_is_refused_by_the_plan(tmp_path, precision):
+    """Its parameters are attributes of operators of ai.onnx.ml, for which there is one form."""
+    trees = helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml")
+    opsets = [helper.make_opsetid("ai.onnx.ml", 3)]
+    model = graph([trees], {}, {"x": ["N", 32]}, {"y": ["N", 1]}, opsets=opsets)
+    with pytest.raises(RequirementError, match=r"1 TreeEnsembleRegressor of ai\.onnx\.ml") as error:
+        plan(model, tmp_path, precision=precision, calibration=CALIBRATION)
+    assert "leave this step out" in str(error.value.remedy)
+    assert "fp16" not in str(error.value.remedy)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from pydantic import ValidationError
 
 from compressor.errors import RequirementError
@@ -204,3 +204,45 @@ def test_fields_without_effect_are_refused(fields, message):
     with pytest.raises(ValidationError) as error:
         OptimizeOnnxConfig.model_validate(fields)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("own_weights", [True, False])
+def test_weights_of_branches_are_stored_in_fp16(tmp_path, own_weights):
+    """As exporters write: a branch has weights of its own, or reads those of the graph."""
+    weights = {name: weight(64, 64) for name in ("a", "b")}
+    inner = [
+        helper.make_graph(
+            [node("MatMul", f"x {name}", f"o{name}")],
+            f"branch_{name}",
+            [],
+            [helper.make_tensor_value_info(f"o{name}", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(weights[name], name)] if own_weights else [],
+        )
+        for name in weights
+    ]
+    nodes = [
+        node("ReduceSum", "x", "total", keepdims=0),
+        node("Greater", "total zero", "positive"),
+        helper.make_node("If", ["positive"], ["y"], then_branch=inner[0], else_branch=inner[1]),
+    ]
+    outer = {"zero": np.float32(0), **({} if own_weights else weights)}
+    model = graph(nodes, outer, {"x": ["N", 64]}, {"y": ["N", 64]})
+    result = Optimized(model, tmp_path, {"x": IMAGES.reshape(24, -1)[:, :64]}, precision="fp16")
+    before, after = result.sizes()
+    assert after < 0.6 * before
+    assert sorted(result.summary["stored_fp16"]) == ["a", "b"]
+    assert 0 < result.error() < 0.003
+    assert any("weights from 1 kB on in FP16" in note for note in result.notes)
+
+
+def test_a_graph_without_floats_to_convert_is_said(tmp_path):
+    nodes = [
+        node("Cast", "x", "i", to=TensorProto.INT64),
+        node("Mul", "i two", "d"),
+        node("Cast", "d", "y", to=TensorProto.DOUBLE),
+    ]
+    model = graph(nodes, {"two": np.array(2)}, {"x": ["N", 8]}, {"y": ["N", 8]})
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
+    samples = {"x": IMAGES.reshape(24, -1)[:, :8]}
+    result = Optimized(model, tmp_path, samples, precision="fp16")
+    assert any("nothing became FP16" in note for note in result.notes)

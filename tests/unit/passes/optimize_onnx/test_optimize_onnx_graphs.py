@@ -5,7 +5,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from passes.common.graph_comparison import compare_graphs
+from compressor.errors import NumericalError
+from passes.common.graph_comparison import compare_graphs, compare_runs
 from tests.support.engines import node
 from tests.support.foreign_graphs import (
     DRAW,
@@ -157,18 +158,28 @@ def test_a_relu_in_a_branch_is_no_part_of_a_product(tmp_path):
     assert result.error() < 0.04
 
 
-def test_outputs_that_are_no_numbers_are_left_out_of_the_comparison(tmp_path):
+def test_sequences_are_compared_and_texts_are_not(tmp_path):
     nodes = [
         node("MatMul", "x w", "y"),
         node("SplitToSequence", "y", "parts", axis=1),
+        node("ArgMax", "y", "class", axis=1, keepdims=0),
+        node("Gather", "names class", "label"),
     ]
-    model = graph(nodes, {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": ["N", 8]})
-    model.graph.output.append(
-        helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    model = graph(nodes, {"w": weight(32, 2)}, {"x": ["N", 32]}, {"y": ["N", 2]})
+    model.graph.initializer.append(
+        helper.make_tensor("names", TensorProto.STRING, [2], [b"a", b"b"])
+    )
+    model.graph.output.extend(
+        [
+            helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None),
+            helper.make_tensor_value_info("label", TensorProto.STRING, ["N"]),
+        ]
     )
     result = Optimized(model, tmp_path, {"x": ROWS})
-    assert list(result.summary["against_parent"]) == ["y"]
-    assert any("not compared, as they are no numbers: parts" in note for note in result.notes)
+    differences = result.summary["against_parent"]
+    assert list(differences) == ["y", "parts"]
+    assert 0 < differences["parts"]["relative_error"] < 0.05
+    assert any("not compared, as they are no numbers: label" in note for note in result.notes)
 
 
 def test_an_output_that_became_zero_is_not_equal(tmp_path):
@@ -235,3 +246,50 @@ def test_external_data_of_the_parent_is_not_copied_and_a_tokenizer_is(tmp_path, 
     assert result.error() < 0.03
     operators = optimized_operators(result.out / "model.onnx", tmp_path)
     assert "MatMulIntegerToFloat" in operators
+
+
+def test_rows_that_appear_where_there_were_none_are_a_difference():
+    expected, actual = np.zeros((0, 4), np.float32), np.ones((3, 4), np.float32)
+    batch = {"x": ROWS}
+    for rows, others in ((actual, 1), (expected, 0)):
+        found = compare_runs(lambda _: {"boxes": expected}, lambda _, r=rows: {"boxes": r}, [batch])
+        assert found["boxes"].other_shapes == others
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("damage", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_can_be_ignored(
+    tmp_path_factory, precision, damage
+):
+    """Integers have no NaN: the result would be finite where the parent's is not."""
+    weights = {"w": weight(32, 32), "v": weight(32, 8)}
+    weights["v"][3, 2] = damage
+    nodes = [node("MatMul", "x w", "h"), node("MatMul", "h v", "y")]
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 8]})
+    fields = {"precision": precision, "simplify": False}
+    with pytest.raises(NumericalError, match="NaN or infinite in y") as error:
+        Optimized(model, tmp_path_factory.mktemp("r"), {"x": ROWS}, **fields)
+    assert "`ignore: [y]`" in str(error.value.remedy)
+    result = Optimized(model, tmp_path_factory.mktemp("i"), {"x": ROWS}, ignore=["y"], **fields)
+    assert not np.isfinite(result.outputs()[1][:, 2]).any()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_products_without_values_stay(tmp_path, precision):
+    """As exporters write a Concat with nothing."""
+    nodes = [
+        node("MatMul", "x none", "n"),
+        node("MatMul", "x w", "h"),
+        node("Concat", "n h", "y", axis=1),
+    ]
+    weights = {"none": np.zeros((32, 0), np.float32), "w": weight(32, 8)}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 8]})
+    result = Optimized(model, tmp_path, {"x": ROWS}, precision=precision)
+    assert 0 < result.error() < 0.2
+
+
+def test_a_file_of_version_3_whose_weights_are_no_inputs_is_upgraded(tmp_path):
+    nodes = [node("Conv", "x k", "c"), node("Relu", "c", "y")]
+    model = graph(nodes, {"k": weight(4, 3, 3, 3)}, {"x": ["N", 3, 16, 16]}, {"y": None}, opset=7)
+    model.ir_version = 3
+    assert Optimized(model, tmp_path, {"x": IMAGES}).error() < 0.05
