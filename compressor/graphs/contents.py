@@ -105,8 +105,9 @@ def _constant_types(index: GraphIndex) -> dict[str, int]:
 def _is_stored(index: GraphIndex, name: str) -> bool:
     """Return True for a constant, and the Cast of one."""
     node = index.producers.get(name)
-    is_cast = node is not None and node.op_type == "Cast"
-    return name in index.constants or (is_cast and node.input[0] in index.constants)
+    if node is not None and node.op_type == "Cast":
+        name = node.input[0]
+    return name in index.constants
 
 
 def _has_subgraphs(node: onnx.NodeProto) -> bool:
