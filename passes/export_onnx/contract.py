@@ -7,6 +7,10 @@ from pathlib import Path
 
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
+from compressor.models.attention_patterns.record import (
+    ATTENTION_PATTERN,
+    read_attention_pattern,
+)
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts, PlannedGraph
 from passes.common.field_problems import FieldProblem, check_no_problems
@@ -34,6 +38,17 @@ class Exporter(ABC):
         ``check_model`` finds the same in a stored model.
         """
         return []
+
+    def pattern_problems(self) -> list[FieldProblem]:
+        """Return what keeps the graph from computing the attention pattern of a model."""
+        return [
+            FieldProblem(
+                "decoder",
+                f"the graph of this model is traced, and its heads would attend to all tokens in "
+                f"spite of {ATTENTION_PATTERN}",
+                "export the model that `sparse-attention` starts from",
+            )
+        ]
 
     @abstractmethod
     def planned_graph(self, model: ModelFacts) -> PlannedGraph:
@@ -71,7 +86,17 @@ class Exporter(ABC):
         Raises:
             RequirementError: the graph could not be written; the message names every offender.
         """
-        check_no_problems([*self.field_problems(), *self.planned_problems(model)])
+        patterns = self.pattern_problems() if model.attention_pattern else []
+        check_no_problems([*self.field_problems(), *self.planned_problems(model), *patterns])
+
+    def check_pattern(self, folder: Path) -> None:
+        """Check that the graph computes the attention pattern of a stored model, if it has one.
+
+        Raises:
+            RequirementError: it does not.
+        """
+        if read_attention_pattern(folder) is not None:
+            check_no_problems(self.pattern_problems())
 
     def check_interface(self, model: ModelDescription, out: Path, threads: int) -> None:
         """Check that ONNX Runtime opens the graph, with the inputs and outputs of the model.

@@ -47,7 +47,8 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
     """
 
     name = "export-onnx"
-    version = 14
+    version = 15
+    keeps_attention_pattern = True
     accepts = frozenset({"torch", "quantized", "packed"})
     produces = "onnx"
     Config = ExportOnnxConfig
@@ -130,6 +131,7 @@ class ExportOnnx(Pass[ExportOnnxConfig]):
         exporter = stored_exporter(config, model)
         exporter.check_fields()
         exporter.check_model(model)
+        exporter.check_pattern(model.folder)
         check_finite(parent.model)
 
     def run(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from compressor.errors import ModelError
+from compressor.graphs.decoder.row_blocks import RowBlocks
 from compressor.models.adapters.factors import Factors
 
 Array = np.ndarray[Any, Any]
@@ -41,9 +42,8 @@ class AdapterSlot:
     widths: tuple[int, ...]
     """Outputs of each of them."""
     inputs: int
-    heads: tuple[int, int, int] | None = None
-    """Heads, key heads and width of a projection whose rows the graph has ordered anew; None for
-    the order of the checkpoint."""
+    order: RowBlocks | None = None
+    """Order of the outputs; None for that of the checkpoint."""
 
     @property
     def names(self) -> tuple[str, str]:
@@ -81,7 +81,7 @@ def slots_from_json(text: str, folder: Path) -> tuple[AdapterSlot, ...]:
                 tuple(map(str, entry["modules"])),
                 tuple(map(int, entry["widths"])),
                 int(entry["inputs"]),
-                None if entry["heads"] is None else _three(entry["heads"]),
+                _order(entry),
             )
             for entry in json.loads(text)
         )
@@ -91,9 +91,15 @@ def slots_from_json(text: str, folder: Path) -> tuple[AdapterSlot, ...]:
         ) from error
 
 
-def _three(values: Sequence[Any]) -> tuple[int, int, int]:
-    heads, key_heads, width = map(int, values)
-    return heads, key_heads, width
+def _order(entry: Mapping[str, Any]) -> RowBlocks | None:
+    """Return the order of a slot's outputs; earlier versions name heads that are stored in turn."""
+    if (heads := entry.get("heads")) is not None:
+        count, key_heads, width = map(int, heads)
+        return RowBlocks.by_key_head(count, key_heads, width)
+    order = entry.get("order")
+    return (
+        None if order is None else RowBlocks(int(order["width"]), tuple(map(int, order["blocks"])))
+    )
 
 
 def slot_inputs(
@@ -167,12 +173,4 @@ def _fused(slot: AdapterSlot, factors: Mapping[str, Factors]) -> tuple[Array, Ar
     if not columns_a:
         return slot.empty()
     a_IR, b_RO = np.concatenate(columns_a, axis=1), np.concatenate(rows_b)
-    return (a_IR, b_RO) if slot.heads is None else (a_IR, b_RO[:, _order(*slot.heads)])
-
-
-def _order(heads: int, key_heads: int, width: int) -> Array:
-    """Return the checkpoint's row of each of the graph's: queries, then keys, then values."""
-    per_key = heads // key_heads
-    rows = np.arange(key_heads * (per_key + 2) * width).reshape(key_heads, per_key + 2, width)
-    parts = (rows[:, :per_key], rows[:, per_key], rows[:, per_key + 1])
-    return np.concatenate([part.ravel() for part in parts])
+    return (a_IR, b_RO) if slot.order is None else (a_IR, b_RO[:, slot.order.rows])

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from compressor.graphs.decoder.activations import Activation
 from compressor.graphs.decoder.cache_bounds import CacheBound
+from compressor.graphs.decoder.head_groups import HeadGroup, mixed_groups
 from compressor.graphs.decoder.mixture import Experts, Router
+from compressor.models.attention_patterns.record import LocalHeads
 from compressor.models.families.transformers.layouts import (
     LM_HEAD,
 )
@@ -190,6 +192,9 @@ class DecoderArchitecture:
     positions: LearnedPositions | None = None
     query_factors: Tensor | None = None
     """Factor of the queries at each position, [positions]; None where all are 1."""
+    local_heads: tuple[LocalHeads | None, ...] = ()
+    """Key heads of each layer that attend to some first tokens and a window alone; empty for a
+    model without an attention pattern."""
     transposed: bool = False
     """True if matrices are stored as [inputs, outputs], as ``Conv1D`` does."""
 
@@ -200,12 +205,21 @@ class DecoderArchitecture:
         layer_type = self.layer_types[layer]
         return 0 if layer_type is None else 2 * self.rotary[layer_type].cos.shape[1]
 
-    def cache_bound(self, layer: int) -> CacheBound | None:
-        """Return the bound of a layer's cache; None if it would not be shorter than the context."""
-        window = self.windows[layer]
-        if window is None or CacheBound(window).rows >= self.context:
-            return None
-        return CacheBound(window)
+    def head_groups(self, layer: int) -> tuple[HeadGroup, ...]:
+        """Return the groups of a layer's heads; one where all see the same positions."""
+        local = self.local_heads[layer] if self.local_heads else None
+        if local is not None:
+            return mixed_groups(local, self.decoder.key_heads)
+        window, bound = self.windows[layer], None
+        if window is not None and CacheBound(window).rows < self.context:
+            bound = CacheBound(window)
+        return (HeadGroup(tuple(range(self.decoder.key_heads)), window, bound),)
+
+    def cache_bounds(self) -> tuple[CacheBound, ...]:
+        """Return the different bounds of the caches of all layers."""
+        layers = range(self.decoder.layers)
+        bounds = (group.bound for layer in layers for group in self.head_groups(layer))
+        return tuple(dict.fromkeys(bound for bound in bounds if bound is not None))
 
 
 def rotary_tables(

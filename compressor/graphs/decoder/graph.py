@@ -117,13 +117,10 @@ class DecoderGraph(DecoderLayers):
 
     def _read_dropped(self, ids: ir.Value, mask: ir.Value) -> None:
         """Append an input for each bound of caches, and the nodes that layers read of it."""
-        layers = range(self.architecture.decoder.layers) if self.add.bounds_caches else ()
-        bounds = dict.fromkeys(self.architecture.cache_bound(number) for number in layers)
-        for bound in bounds:
-            if bound is not None:
-                default = np.array([0], dtype=np.int64)
-                self._optional_input(bound.input_name, default, "dropped_batch")
-                self.add.read_dropped(bound, ids, mask)
+        for bound in self.architecture.cache_bounds() if self.add.bounds_caches else ():
+            default = np.array([0], dtype=np.int64)
+            self._optional_input(bound.input_name, default, "dropped_batch")
+            self.add.read_dropped(bound, ids, mask)
 
     def _embed_sequence(self, ids: ir.Value, mask: ir.Value) -> ir.Value:
         """Return the embeddings with images and learned positions; set the rotary tables."""

@@ -27,6 +27,7 @@ from compressor.graphs.decoder.operators import (
     Operators,
     RotaryTables,
 )
+from compressor.graphs.decoder.row_blocks import RowBlocks
 from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.values import Array
 
@@ -62,7 +63,9 @@ class LayerParts:
             architecture.rotary_in_pairs,
             architecture.scales.attention_cap,
         )
-        self.group_rows = rows_by_group(self.heads)
+        self.group_rows = RowBlocks.by_key_head(
+            self.heads.heads, self.heads.key_heads, self.heads.width
+        )
         self.rotary: dict[str, RotaryTables] = {}
         """Layer type to its tables."""
         self.query_factors: ir.Value | None = None
@@ -138,7 +141,7 @@ class LayerParts:
         modules: tuple[str, ...],
         number: int,
         shape: tuple[int, int],
-        rows: Tensor | None = None,
+        order: RowBlocks | None = None,
     ) -> ir.Value:
         """Return the results of linear layers that read one input, side by side.
 
@@ -147,20 +150,20 @@ class LayerParts:
             modules: their names in the layer.
             number: of the layer.
             shape: (inputs, outputs of all).
-            rows: order of the outputs; None for that of the checkpoint.
+            order: of the outputs; None for that of the checkpoint.
         """
         layer = self._prefix(number)
         names = [self._full_name(f"{layer}.{name}") for name in modules]
         module = modules[0].rpartition(".")[0]
         short_names = "_".join(name.rpartition(".")[2] for name in modules)
         joined_name = ".".join(part for part in (layer, module, short_names) if part)
+        rows = None if order is None else torch.tensor(order.rows)
         result = self._product(x, names, joined_name, shape, rows)
         if not self.adapters.are_targets(names):
             return result
         is_transposed = self.architecture.transposed
         widths = [self.weights.outputs(n, stored_transposed=is_transposed) for n in names]
-        heads = None if rows is None else (self.heads.heads, self.heads.key_heads, self.heads.width)
-        slot = AdapterSlot(joined_name, tuple(names), tuple(widths), shape[0], heads)
+        slot = AdapterSlot(joined_name, tuple(names), tuple(widths), shape[0], order)
         return self.adapters.increment(x, result, slot)
 
     def _product(
@@ -187,12 +190,3 @@ class LayerParts:
         matrix = weights.transposed(matrices, rows, stored_transposed=is_transposed)
         weight = self.add.constant(f"{joined_name}.weight", matrix)
         return self.add.linear(x, weight, bias, joined_name)
-
-
-def rows_by_group(heads: AttentionHeads) -> Tensor:
-    """Return the rows of all queries, then keys, then values, in a projection by key groups."""
-    per_key = heads.heads // heads.key_heads
-    rows = torch.arange(heads.key_heads * (per_key + 2) * heads.width)
-    rows = rows.view(heads.key_heads, per_key + 2, heads.width)
-    parts = (rows[:, :per_key], rows[:, per_key], rows[:, per_key + 1])
-    return torch.cat([part.flatten() for part in parts])

@@ -216,16 +216,17 @@ class OnnxRuntimeOperators(Operators):
         else:
             tables = [rotary.cos, rotary.sin]
             attributes = {"do_rotary": 1, "rotary_interleaved": int(heads.rotary_in_pairs)}
-        lengths, total, positions = self._lengths, self._total, None
+        lengths, total, positions, mask = self._lengths, self._total, None, None
+        window = inputs.window
         if inputs.bound is not None:
             rows = self._bounded[inputs.bound]
-            lengths, total = rows.lengths, rows.total
+            lengths, total, mask = rows.lengths, rows.total, rows.mask
+            window = window if mask is None else None
             positions = rows.positions if "do_rotary" in attributes else None
-        operands = [query, key, value, *inputs.past, lengths, total, *tables, positions]
+        operands = [query, key, value, *inputs.past, lengths, total, *tables, positions, mask]
         if heads.cap:
             attributes["softcap"] = heads.cap
-        # An attention bias is absent.
-        operands += [None] * (11 - len(operands)) + [inputs.sinks]
+        operands.append(inputs.sinks)
         if inputs.cache_scales:
             operands += inputs.cache_scales
             attributes |= {
@@ -242,7 +243,7 @@ class OnnxRuntimeOperators(Operators):
             num_heads=heads.heads,
             kv_num_heads=heads.key_heads,
             scale=heads.scale,
-            local_window_size=inputs.window or -1,
+            local_window_size=window or -1,
             **attributes,
         )
         return AttentionResult(*outputs_of(output))

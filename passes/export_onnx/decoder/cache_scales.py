@@ -51,7 +51,7 @@ def measure_cache_scales(
         for name, cached_1NPH in decoder.kv_cache().items():
             magnitudes_NPH = np.abs(cached_1NPH[0])
             layer, part = name.split(".")[-2:]
-            if part == "key" and (width := architecture.rotary_width(int(layer))):
+            if part.endswith("key") and (width := architecture.rotary_width(int(layer))):
                 magnitudes_NPH = rotated_magnitudes(magnitudes_NPH, width, in_pairs=in_pairs)
             peaks[name] = np.maximum(peaks.get(name, 0), magnitudes_NPH.max(axis=1).ravel())
     return {

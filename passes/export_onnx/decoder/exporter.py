@@ -7,6 +7,7 @@ from typing import Any
 
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.graphs.opsets import DECODER_OPSETS
+from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.facts import ModelFacts, PlannedGraph
@@ -55,6 +56,20 @@ class DecoderExporter(Exporter):
             grids_of = planned_grids(self.tree[QUANTIZATION_CONFIG], model.candidate_grids, LM_HEAD)
             problems += packing_problems(decoder, self.tree, grids_of)
         return problems
+
+    def pattern_problems(self) -> list[FieldProblem]:
+        """Return a problem for the standard's operators, which have no bounded caches."""
+        if self.config.decoder.target == "onnxruntime":
+            return []
+        return [
+            FieldProblem(
+                "decoder.target",
+                f"the heads of {ATTENTION_PATTERN} need caches of their own, which only ONNX "
+                "Runtime's attention operator has",
+                "set `decoder.target: onnxruntime`, or export the model that `sparse-attention` "
+                "starts from",
+            )
+        ]
 
     def _fields_of_traced_models(self) -> list[FieldProblem]:
         reasons = {

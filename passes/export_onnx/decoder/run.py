@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.values import Array
 from compressor.models.adapters.base import model_digest
+from compressor.models.attention_patterns.record import read_attention_pattern
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.quantized.weight_grid import is_packed
@@ -189,6 +190,9 @@ def export_decoder(
         ParityError: ONNX Runtime does not compute what torch does.
     """
     architecture = read_architecture(tree, config.decoder.context_length)
+    pattern = read_attention_pattern(model.folder)
+    if pattern is not None:
+        architecture = replace(architecture, local_heads=pattern.layers)
     weights = CheckpointWeights(model.folder, tree, _DTYPES[config.dtype])
     export = _DecoderExport(config, model, architecture, weights, out, context)
     windows = export.windows(config.parity.data, config.parity.num_samples or _WINDOWS)
@@ -202,7 +206,8 @@ def export_decoder(
     levels = _accuracy_levels(config.decoder, packed=export.has_packed_weights)
     scales = export.measure_scales(levels[0], calibration)
     saved, parity = export.write_compared(levels, scales, windows)
-    if config.decoder.target == "onnxruntime":  # onnxruntime-genai requires its attention operator
+    # onnxruntime-genai requires ONNX Runtime's attention, and one cache for each layer.
+    if config.decoder.target == "onnxruntime" and pattern is None:
         write_genai_config(tree, architecture, model.folder, out)
     copy_companions(model.folder, out)
     context.progress("done", _STAGES, _STAGES, {})

@@ -1,0 +1,153 @@
+"""Heads that attend to sinks and a window, beside full ones: the graph against torch."""
+
+import numpy as np
+import onnx
+import pytest
+
+from compressor.errors import ModelError, RequirementError
+from compressor.models.attention_patterns.record import (
+    AttentionPattern,
+    LocalHeads,
+    write_attention_pattern,
+)
+from compressor.runtimes.formats import open_session, recognize
+from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
+from compressor.runtimes.rows import RowOptions
+from tests.support.decoders import FIELDS, export_decoder, pack_decoder, save_decoder
+
+CONTEXT = 512
+HEADS = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 16}
+PATTERN = AttentionPattern(
+    layers=(
+        LocalHeads(heads=(0, 2), sinks=4, window=24),
+        LocalHeads(heads=(0, 1, 2, 3), sinks=3, window=40),
+        LocalHeads(heads=(3,), sinks=0, window=24),
+    )
+)
+TOKENS = np.random.default_rng(3).integers(4, 490, (2, 400))
+
+
+def save_mixed(folder, preset, pattern=PATTERN):
+    """Save a checkpoint with a pattern; its artifact."""
+    parent = save_decoder(folder, preset, HEADS)
+    write_attention_pattern(pattern, folder)
+    return parent
+
+
+def logits_of(parent):
+    with open_session("torch", parent.model, threads=1) as session:
+        return session.run({"input_ids": TOKENS})["logits"]
+
+
+def assert_same(actual, expected):
+    assert np.abs(actual - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-qwen3", "tiny-qwen2", "tiny-glm4"])
+def test_every_way_of_running_the_graph_has_the_logits_of_torch(preset, tmp_path):
+    parent = save_mixed(tmp_path / "torch", preset)
+    output, _ = export_decoder(parent, tmp_path / "onnx")
+    assert not (tmp_path / "onnx" / "genai_config.json").exists()
+    sizes = [output.summary[f"kv_cache_bytes{end}"] for end in ("", "_without_bounds")]
+    assert sizes[0] < 0.8 * sizes[1]
+    expected = logits_of(parent)
+    decoder = OnnxDecoder(tmp_path / "onnx", 1, capacity=CONTEXT)
+    assert_same(decoder.forward(TOKENS[:1, :250])[0, -1], expected[0, 249])
+    for position in range(250, 400):
+        step = decoder.forward(TOKENS[:1, position : position + 1])[0, 0]
+        assert_same(step, expected[0, position])
+    decoder.reset()
+    assert_same(decoder.forward(TOKENS[:1], logits_to_keep=0)[0], expected[0])
+    with open_session("onnx", tmp_path / "onnx", threads=1) as session:
+        assert_same(session.run({"input_ids": TOKENS})["logits"], expected)
+    rows = recognize(tmp_path / "onnx").format.open_rows(
+        tmp_path / "onnx", RowOptions(1, 2, CONTEXT)
+    )
+    lengths = np.array([300, 20])
+    for row, length in enumerate(lengths):
+        prompt = rows.append(row, 0, TOKENS[row, :length], None, 1)
+        assert_same(prompt[0], expected[row, length - 1])
+    for _ in range(80):
+        step = rows.step(lengths, TOKENS[np.arange(2), lengths], [None] * 2)
+        assert_same(step, expected[np.arange(2), lengths])
+        lengths += 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decoder": {"int8_kv_cache": {"data": "text"}}},
+        {"dtype": "float16"},
+        {"decoder": {"int8_embeddings": True, "adapter_slots": ("all-linear",)}},
+    ],
+    ids=["int8", "float16", "slots"],
+)
+def test_caches_of_every_type_and_slots_follow_the_heads(fields, tmp_path):
+    parent = save_mixed(tmp_path / "torch", "tiny-llama")
+    output, _ = export_decoder(parent, tmp_path / "onnx", FIELDS | fields)
+    assert all(way["kl"] < 2e-3 for way in output.summary["parity"])
+    expected = logits_of(parent)
+    bounded, whole = (
+        OnnxDecoder(tmp_path / "onnx", 1, capacity=CONTEXT, drops_positions=drops)
+        for drops in (True, False)
+    )
+    for start, end in [(0, 300), *((position, position + 1) for position in range(300, 400))]:
+        dropped, kept = (
+            decoder.forward(TOKENS[:1, start:end])[0, -1] for decoder in (bounded, whole)
+        )
+        assert np.abs(dropped - kept).max() < 5e-3 * np.abs(kept).max()
+        reference = expected[0, end - 1]
+        norms = np.linalg.norm(dropped) * np.linalg.norm(reference)
+        assert dropped @ reference > 0.99 * norms
+
+
+def test_packed_rows_follow_their_heads(tmp_path):
+    parent = save_decoder(tmp_path / "torch", "tiny-llama", HEADS)
+    packed = pack_decoder(parent, tmp_path / "packed")
+    write_attention_pattern(PATTERN, packed.model)
+    fields = {**FIELDS, "decoder": {"accuracy_level": 1}}
+    export_decoder(packed, tmp_path / "onnx", fields)
+    expected = logits_of(packed)
+    decoder = OnnxDecoder(tmp_path / "onnx", 1, capacity=CONTEXT)
+    decoder.forward(TOKENS[:1, :300])
+    for position in range(300, 400):
+        logits = decoder.forward(TOKENS[:1, position : position + 1])[0, 0]
+        assert np.abs(logits - expected[0, position]).max() < 5e-3
+
+
+def test_layers_have_a_node_and_a_cache_for_each_kind_of_head(tmp_path):
+    export_decoder(save_mixed(tmp_path / "torch", "tiny-llama"), tmp_path / "onnx")
+    model = onnx.load(tmp_path / "onnx" / "model.onnx")
+    heads = {
+        value.name: value.type.tensor_type.shape.dim[1].dim_value
+        for value in model.graph.input
+        if value.name.endswith("key")
+    }
+    assert heads == {
+        "past_key_values.0.key": 2,
+        "past_key_values.0.local_key": 2,
+        "past_key_values.1.local_key": 4,
+        "past_key_values.2.key": 3,
+        "past_key_values.2.local_key": 1,
+    }
+    operators = [node.op_type for node in model.graph.node]
+    assert operators.count("GroupQueryAttention") == 5
+
+
+def test_a_full_pattern_of_no_heads_is_the_graph_without_one(tmp_path):
+    parent = save_decoder(tmp_path / "torch", "tiny-llama", HEADS)
+    export_decoder(parent, tmp_path / "plain")
+    write_attention_pattern(AttentionPattern(layers=(None,) * 3), parent.model)
+    export_decoder(parent, tmp_path / "full")
+    plain, full = (onnx.load(tmp_path / name / "model.onnx") for name in ("plain", "full"))
+    assert plain.graph == full.graph
+
+
+def test_what_cannot_express_a_pattern_is_refused(tmp_path):
+    parent = save_mixed(tmp_path / "torch", "tiny-llama")
+    fields = {**FIELDS, "decoder": {"target": "portable"}}
+    with pytest.raises(RequirementError, match=r"the heads of attention_pattern\.json need caches"):
+        export_decoder(parent, tmp_path / "onnx", fields)
+    write_attention_pattern(AttentionPattern(layers=PATTERN.layers[:2]), parent.model)
+    with pytest.raises(ModelError, match="2 entries, and the model has 3 layers"):
+        export_decoder(parent, tmp_path / "other")
