@@ -14,8 +14,9 @@ from compressor.graphs.decoder.architecture import Norm
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
 from compressor.graphs.decoder.head_groups import HeadGroup, projection_order, runs_of_heads
 from compressor.graphs.decoder.interface import PAST_PREFIX
-from compressor.graphs.decoder.layer_parts import LayerParts, RowBlocks
+from compressor.graphs.decoder.layer_parts import LayerParts
 from compressor.graphs.decoder.operators import AttentionHeads, AttentionInputs
+from compressor.graphs.decoder.row_blocks import RowBlocks
 
 Projected = tuple[ir.Value, ir.Value | None, ir.Value | None]
 """Queries, keys and values; or all three in one tensor, and None."""

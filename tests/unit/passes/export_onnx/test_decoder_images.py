@@ -1,5 +1,6 @@
 """Images in exported decoders: the vision tower, image embeddings in the prompt, and generation."""
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,11 @@ from compressor.generation.generate import generate, model_at
 from compressor.generation.prompt import Prompt
 from compressor.generation.requests import SamplingOptions
 from compressor.graphs.decoder.interface import VISION_MODEL
+from compressor.models.attention_patterns.record import (
+    AttentionPattern,
+    LocalHeads,
+    write_attention_pattern,
+)
 from compressor.models.checkpoint.loading import load_module
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
@@ -259,3 +265,17 @@ def test_images_that_cannot_be_used_are_errors(exported, tmp_path):
     text_model = save_decoder(tmp_path / "llama", "tiny-llama")
     with pytest.raises(UsageError, match="takes no images"):
         answer(text_model.model, "w1", [picture])
+
+
+def test_heads_with_a_window_see_images_by_their_place_in_the_sequence(exported, tmp_path):
+    """Sinks and window count tokens, and not the positions of M-RoPE, which images share."""
+    shutil.copytree(exported.parent.model, tmp_path / "parent")
+    local = LocalHeads(heads=(1,), sinks=2, window=5)
+    write_attention_pattern(AttentionPattern(layers=(None, local, local)), tmp_path / "parent")
+    parent = SimpleNamespace(**{**vars(exported.parent), "model": tmp_path / "parent"})
+    fields = {"parity": {"data": "text", "num_samples": 5}}
+    output, _ = export_decoder(parent, tmp_path / "out", fields, exported.dataset)
+    assert [way["way"] for way in output.summary["parity"]] == WAYS
+    assert all(way["max_abs"] < 1e-4 and way["same"] == 1 for way in output.summary["parity"])
+    whole = exported.outputs["onnxruntime"].summary
+    assert output.summary["kv_cache_bytes"] < whole["kv_cache_bytes"]

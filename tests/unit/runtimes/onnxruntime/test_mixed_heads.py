@@ -4,15 +4,19 @@ import numpy as np
 import onnx
 import pytest
 
+from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, RequirementError
 from compressor.models.attention_patterns.record import (
     AttentionPattern,
     LocalHeads,
     write_attention_pattern,
 )
+from compressor.models.facts import facts_of
 from compressor.runtimes.formats import open_session, recognize
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.rows import RowOptions
+from passes.export_onnx.config import ExportOnnxConfig
+from passes.export_onnx.step import ExportOnnx
 from tests.support.decoders import FIELDS, export_decoder, pack_decoder, save_decoder
 
 CONTEXT = 512
@@ -148,6 +152,10 @@ def test_what_cannot_express_a_pattern_is_refused(tmp_path):
     fields = {**FIELDS, "decoder": {"target": "portable"}}
     with pytest.raises(RequirementError, match=r"the heads of attention_pattern\.json need caches"):
         export_decoder(parent, tmp_path / "onnx", fields)
+    planned = ExportOnnxConfig.model_validate(fields)
+    facts = facts_of(parent.model)
+    with pytest.raises(RequirementError, match=r"the heads of attention_pattern\.json need caches"):
+        ExportOnnx().estimate(planned, facts, PlanContext({"parent": facts}))
     write_attention_pattern(AttentionPattern(layers=PATTERN.layers[:2]), parent.model)
     with pytest.raises(ModelError, match="2 entries, and the model has 3 layers"):
         export_decoder(parent, tmp_path / "other")
