@@ -82,7 +82,7 @@ def print_table(results: Mapping[str, Any], selected: list[Case]) -> None:
         table.add_row(case.name + ("" if case.noted else " *"), case.kind, *texts)
     console = Console(width=180)
     console.print(table)
-    for kind in ("decoder", "vision-language", "encoder"):
+    for kind in dict.fromkeys(case.kind for case in selected):
         for noted in (True, False):
             group = [case for case in selected if case.kind == kind and case.noted is noted]
             counts = {

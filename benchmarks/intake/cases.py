@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from compressor.models.checkpoint.description import read_description
 from compressor.models.families.transformers.generic.sample import sample_batch
 from tests.support.decoder_classes import DECODERS, NOTED_DECODERS, write_decoder
-from tests.support.encoder_classes import CLASSES
+from tests.support.encoder_classes import CLASSES, TinyClass
 from tests.support.further_encoder_classes import FURTHER_CLASSES
 from tests.support.vision_language import FURTHER_VLMS, VLMS, write_vlm
 
+UNLISTED = Path(__file__).with_name("unlisted.yaml")
+"""Classes that were chosen after the passes were written."""
 SAMPLES, TOKENS, CONVERSATIONS = 32, 24, 12
 NOTED_ENCODERS = {
     *("bert", "bert-mlm", "bert-base", "roberta", "xlm-roberta", "deberta-v2", "albert"),
@@ -38,7 +41,7 @@ class Case:
     @property
     def steps(self) -> tuple[str, ...]:
         """Names of the techniques that apply."""
-        if self.kind == "encoder":
+        if self.kind.endswith("encoder"):
             return ("export-onnx", "qat", "prune", "awq")
         return ("export-onnx", "awq", "prune")
 
@@ -54,6 +57,10 @@ def cases() -> Iterator[Case]:
     for name, tiny in {**CLASSES, **FURTHER_CLASSES}.items():
         writer = lambda folder, tiny=tiny: tiny.build().save_pretrained(folder)  # noqa: E731
         yield Case(name, "encoder", name in NOTED_ENCODERS, writer)
+    for name, record in yaml.safe_load(UNLISTED.read_text()).items():
+        tiny = TinyClass(record["class"], record["model_type"], "", record["fields"])
+        writer = lambda folder, tiny=tiny: tiny.build().save_pretrained(folder)  # noqa: E731
+        yield Case(name, f"unlisted {record['kind']}", False, writer)
 
 
 def write_samples(case: Case, folder: Path) -> dict[str, Any]:

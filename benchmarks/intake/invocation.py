@@ -1,5 +1,6 @@
 """Commands of autoglm-compress in this process, with their outcomes as exceptions."""
 
+import re
 import signal
 import time
 import traceback
@@ -12,6 +13,8 @@ from cli import app
 from compressor.errors import CompressError
 
 TIMEOUT_SECONDS = 300
+_UNEXPECTED = re.compile(r"\(\S+\) failed: \w+: ")
+"""A step that ended by an exception of a library's, whose traceback went to a file."""
 
 
 class Refused(Exception):  # noqa: N818
@@ -19,7 +22,7 @@ class Refused(Exception):  # noqa: N818
 
 
 class Crashed(Exception):  # noqa: N818
-    """The program ended with a traceback."""
+    """The program ended with a traceback, or a step by an exception that is not the program's."""
 
 
 class OutOfTime(BaseException):
@@ -30,6 +33,8 @@ def invoke(*arguments: object) -> str:
     """Run a command in this process, and return what it printed."""
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     error = result.exception
+    if isinstance(error, CompressError) and _UNEXPECTED.search(error.what):
+        raise Crashed(" ".join(error.what.split())[:300])
     if isinstance(error, CompressError):
         raise Refused(" ".join(f"{error.what}".split())[:300])
     if error is not None and not isinstance(error, SystemExit):
