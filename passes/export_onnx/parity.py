@@ -215,6 +215,11 @@ def _check_independent(reference: Session, batch: Batch, expected: Batch) -> Non
         for name, values in expected.items()
         if not np.allclose(among_copies[name][0], values[0], _RELATIVE_NOISE, _NOISE)
     }
+    if changed and _differs(reference.run(batch), expected):
+        raise ParityError(
+            "outputs of the torch model differ from run to run: it draws random numbers",
+            remedy="pass what it draws as an input, or let `forward` draw nothing in eval mode",
+        )
     if changed:
         listed = ", ".join(f"{name} by {change:.3g}" for name, change in changed.items())
         raise ParityError(
@@ -223,6 +228,14 @@ def _check_independent(reference: Session, batch: Batch, expected: Batch) -> Non
             remedy="in `forward`, compute each sample by itself, such as by norms and averages "
             "over dimensions other than the first",
         )
+
+
+def _differs(again: Batch, expected: Batch) -> bool:
+    """Return True if a second run on the same batch gave other outputs."""
+    return not all(
+        np.allclose(again[name], values, _RELATIVE_NOISE, _NOISE)
+        for name, values in expected.items()
+    )
 
 
 def _check_finite(batches: Sequence[Batch]) -> None:

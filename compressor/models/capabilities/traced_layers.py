@@ -16,6 +16,8 @@ from compressor.errors import RequirementError
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
 from compressor.models.quantized.fake_quantization import LAYERS
 
+_FORWARDS = {layer.forward for layer in LAYERS}
+"""A subclass that computes otherwise, such as on transposed values, is not computed by integers."""
 _aten = torch.ops.aten
 _PRODUCTS = {
     _aten.conv1d.default,
@@ -119,7 +121,9 @@ class TracedLayers(QuantizableLayers):
         self._calls = {
             name: nodes
             for name, nodes in calls.items()
-            if isinstance(layer := modules.get(name), LAYERS) and uses[id(layer.weight)] == 1
+            if isinstance(layer := modules.get(name), LAYERS)
+            and uses[id(layer.weight)] == 1
+            and type(layer).forward in _FORWARDS
         }
         self.left_out = {
             name: _reason(modules.get(name)) for name in calls if name and name not in self._calls
@@ -209,6 +213,8 @@ def _reason(module: nn.Module | None) -> str:
         return "it multiplies by a weight that is no layer's own"
     if parametrize.is_parametrized(module):
         return "its weight is computed from others, such as by weight normalization"
+    if type(module).forward not in _FORWARDS:
+        return f"{type(module).__name__} has a `forward` of its own"
     return "its weight is used elsewhere too"
 
 

@@ -151,3 +151,24 @@ def test_a_module_that_torch_cannot_trace_is_named_with_the_reason():
     with pytest.raises(RequirementError, match="the layers of Branching cannot be found") as error:
         TracedLayers(Branching(), {"image": torch.ones(2, 3)})
     assert "GuardOnDataDependent" in error.value.what
+
+
+class Head(nn.Conv1d):
+    """A convolution of values whose channels are last, as the CTC head of Parakeet."""
+
+    def forward(self, x):
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+def test_a_layer_that_computes_otherwise_than_its_base_stays_in_float():
+    class Recognizer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), Head(4, 3, 1)
+
+        def forward(self, x):
+            return {"logits": self.head(self.body(x))}
+
+    layers, _ = trace(Recognizer(), {"x": torch.randn(2, 5, 4)})
+    assert layers.names == ("body",)
+    assert layers.left_out == {"head": "Head has a `forward` of its own"}

@@ -141,3 +141,13 @@ def test_a_parent_that_mixes_the_samples_of_a_batch_is_named():
     assert "compute each sample by itself" in caught.value.remedy
     with pytest.raises(ParityError, match="does not compute what the torch model does"):
         compare_functions(np.copy, mixing)
+
+
+def test_a_parent_that_draws_random_numbers_is_named():
+    draws = np.random.default_rng(0)
+
+    def masking(x):
+        return x * draws.random(x.shape)
+
+    with pytest.raises(ParityError, match="differ from run to run: it draws random numbers"):
+        compare_functions(masking, np.copy)
