@@ -193,7 +193,7 @@ def _describe(
     described: Alternatives,
 ) -> None:
     """Add the axes that lowered fields describe, if they explain all changes of shapes."""
-    path, lowered = next(iter(smaller.lowered.items()))
+    path = next(iter(smaller.lowered))
     before = probe.sizes[path]
     found = [
         axis
@@ -204,25 +204,20 @@ def _describe(
         return
     is_ratio = len(smaller.lowered) == 1 and all(_is_ratio(before, axis) for axis in found)
     counts = [probe.sizes[field] % axis.units for field in smaller.lowered for axis in found]
-    if any(counts) and not is_ratio:
+    is_float = isinstance(before, float)
+    if (any(counts) or is_float) and not is_ratio:
         return
-    expected: dict[tuple[str, int], float] = {}
-    for axis in found:
-        removed = axis.units * (before - lowered) / before
-        if removed != int(removed):
-            return
-        for cut in axis.cuts:
-            place = (cut.tensor, cut.dim)
-            expected[place] = expected.get(place, 0) + removed * cut.block * cut.segments
-    if expected != smaller.changed:
+    if not _explains(found, smaller, path, before):
         return
+    steps = 1
+    if is_float:  # some classes round the widths
+        finer = probe.lower({**pinned, path: before - 1 / _RATIO_STEPS})
+        steps = _RATIO_STEPS if finer and _explains(found, finer, path, before) else 1
     name = ".".join(map(str, path))
     is_shared = len({axis.units for axis in found}) > 1  # its units are of different sizes
     for axis in found:
         amounts = {field: int(probe.sizes[field] // axis.units) for field in smaller.lowered}
         ratio_units = axis.units // int(before) if is_ratio else 1
-        is_float = is_ratio and isinstance(before, float)
-        is_fine = is_float and ratio_units % _RATIO_STEPS == 0
         fields = tuple((field, 1 if is_ratio else amount) for field, amount in amounts.items())
         described.setdefault(axis.name, []).append(
             replace(
@@ -231,10 +226,23 @@ def _describe(
                 pinned=tuple(pinned.items()),
                 dimension=f"{name}.width" if is_ratio else name,
                 width=name if is_shared else "",
-                group=ratio_units // _RATIO_STEPS if is_fine else ratio_units,
+                group=ratio_units // steps,
                 ratio_units=ratio_units if is_float else 0,
             )
         )
+
+
+def _explains(axes: Sequence[Axis], smaller: SmallerClass, path: FieldPath, before: float) -> bool:
+    """Return True if axes that lose the part by which a field is lowered explain all changes."""
+    expected: dict[tuple[str, int], float] = {}
+    for axis in axes:
+        removed = axis.units * (before - smaller.lowered[path]) / before
+        if removed != int(removed):
+            return False
+        for cut in axis.cuts:
+            place = (cut.tensor, cut.dim)
+            expected[place] = expected.get(place, 0) + removed * cut.block * cut.segments
+    return expected == smaller.changed
 
 
 def _is_ratio(value: float, axis: Axis) -> bool:
