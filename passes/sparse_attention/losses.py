@@ -118,14 +118,14 @@ class HeadMeasurement:
             if call.mask is not None:
                 counts_BQ = counts_BQ & call.mask[:, 0, rows].diagonal(start, 1, 2)
             stream_BQ = residual_BQN[:, rows].double().square().sum(-1)
-            self.sums.streams_L[number] += stream_BQ.masked_fill(~counts_BQ, 0).sum()
+            self.sums.streams_L[number] += stream_BQ.masked_fill(~counts_BQ, 0).sum().cpu()
             if not bool(counts_BQ.any()):
                 continue
             for index, window in enumerate(self._windows):
                 local = _local_output(call, rows, self._sinks, window)
                 errors_BQG = projection.errors(call.output_BQHD[:, rows], local)
                 counted = errors_BQG.masked_fill(~counts_BQ[..., None], 0)
-                self.sums.errors_LWG[number, index] += counted.sum((0, 1))
+                self.sums.errors_LWG[number, index] += counted.sum((0, 1)).cpu()
 
 
 class _Projection:
@@ -133,25 +133,19 @@ class _Projection:
 
     def __init__(self, o_proj: nn.Linear, norm: nn.Module | None, heads: AttentionHeads) -> None:
         self._o_proj, self._norm = o_proj, norm
-        self._groups, width = heads.key_heads, heads.heads_per_key * heads.head_width
-        weight_NGX = o_proj.weight.detach().float().view(-1, self._groups, width)
-        self._grams_GXX = torch.einsum("ngx,ngy->gxy", weight_NGX, weight_NGX)
-        self._weight_NGX = weight_NGX
+        self._groups, self._width = heads.key_heads, heads.heads_per_key * heads.head_width
 
     def errors(self, full_BQHD: Tensor, local_BQHD: Tensor) -> Tensor:
         """Return the squared error of each group of heads, float64 [B, Q, G]."""
-        batch, rows = full_BQHD.shape[:2]
-        change = (full_BQHD - local_BQHD).float().reshape(batch, rows, self._groups, -1)
-        if self._norm is None:
-            products = torch.einsum("bqgx,gxy->bqgy", change, self._grams_GXX)
-            return (products * change).sum(-1).double().clamp(min=0)
-        full_BQN = self._o_proj(full_BQHD.flatten(2))
-        normed = self._norm(full_BQN).float()
+        change_BQX = (full_BQHD - local_BQHD).float().flatten(2)
+        full_BQN = self._o_proj(full_BQHD.flatten(2)).float()
         errors = []
         for group in range(self._groups):
-            part = change[:, :, group] @ self._weight_NGX[:, group].T
-            changed = self._norm(full_BQN - part.to(full_BQN.dtype)).float()
-            errors.append((normed - changed).square().sum(-1).double())
+            columns = slice(group * self._width, (group + 1) * self._width)
+            part_BQN = change_BQX[..., columns] @ self._o_proj.weight[:, columns].float().T
+            if self._norm is not None:
+                part_BQN = self._norm(full_BQN) - self._norm(full_BQN - part_BQN)
+            errors.append(part_BQN.square().sum(-1).double())
         return torch.stack(errors, dim=-1)
 
 

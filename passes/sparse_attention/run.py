@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from calibration.samples import spread_indices
 from compressor.artifacts.artifact import Artifact
 from compressor.artifacts.files import copy_file
+from compressor.data.contract import Dataset
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import DataError, GateError
 from compressor.models.attention_patterns.record import (
@@ -112,17 +114,17 @@ class _Search:
         done = int(self._state.get("texts", 0))
         if done:
             measurement.sums = Sums(self._state["errors"], self._state["streams"])
-        texts = (self._inputs(dataset.batch(indices[n : n + 1])) for n in range(done, len(indices)))
+        texts = (self._inputs(dataset, indices[n : n + 1]) for n in range(done, len(indices)))
         for number, sums in enumerate(measure_texts(measurement, self.module, texts), done + 1):
             self._save(texts=number, errors=sums.errors_LWG, streams=sums.streams_L)
             self.context.progress("calibration", number, len(indices), {})
         losses: np.ndarray[Any, Any] = measurement.sums.relative().cpu().numpy()
         return losses
 
-    def _inputs(self, batch: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Tensor]:
+    def _inputs(self, dataset: Dataset, index: np.ndarray[Any, Any]) -> dict[str, Tensor]:
         """Return the inputs of a sample; text alone is cut to ``context_length``."""
-        length = self.config.context_length
-        names = [name for name in batch if name != "label"]
+        length, batch = self.config.context_length, dataset.batch(index)
+        names = [name for name in dataset.input_names if name in batch]
         tokens = batch[TOKENS].shape[1]
         if tokens < length:
             raise DataError(
@@ -138,7 +140,7 @@ class _Search:
         settings = self.config.verification
         dataset = self.context.data(settings.data)
         indices = spread_indices(len(dataset), settings.num_samples, self.config.calibration.seed)
-        texts = [self._inputs(dataset.batch(indices[n : n + 1])) for n in range(len(indices))]
+        texts = [self._inputs(dataset, indices[n : n + 1]) for n in range(len(indices))]
         first = self.config.sinks + self.config.windows[0]
         verification = Verification(
             self.module, [text[TOKENS][0] for text in texts], settings.copied_tokens, first
@@ -160,8 +162,9 @@ class _Search:
         self, verification: Verification, assignments: Assignments
     ) -> tuple[AttentionPattern, Measured]:
         if (share := self.config.budget.kv_memory) is not None:
-            saved = max(0, -int(-(self._total * (1 - share)) // 1))
-            pattern = pattern_of(assignments.best(saved))
+            saved = math.ceil(self._total * (1 - share))
+            most = most_saved_rows(self.config, self.heads)
+            pattern = pattern_of(assignments.best(min(saved, most)))
             measured = self._cost(verification, pattern)
             if problem := self._gate_problem(measured):
                 raise GateError(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from compressor.errors import CompressError, ModelError, UsageError
 from compressor.foreign_files.json_files import read_json
+from compressor.models.attention_patterns.record import read_attention_pattern
 from compressor.models.facts import ModelFacts, facts_of
 from compressor.runtimes.decoding import EncoderDecoder, EncoderDecoderOptions, GenerationLimits
 from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
@@ -68,6 +69,9 @@ class FamilyFormat(Format):
             rows.append(("model type", str(model_type)))
         if modules := sentence_modules(path):
             rows.append(("sentence-transformers", ", ".join(kind for kind, _ in modules)))
+        if (pattern := read_attention_pattern(path)) is not None:
+            kept = sorted({layer.kept for layer in pattern.layers if layer is not None})
+            rows.append(("local heads", f"{pattern.local_heads}, of {kept} keys at most"))
         return rows
 
     def files(self, path: Path) -> Mapping[str, Path]:

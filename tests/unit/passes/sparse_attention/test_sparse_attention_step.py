@@ -92,7 +92,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     return save_decoder(tmp_path_factory.mktemp("llama") / "model", "tiny-llama")
 
 
-@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-glm4", "tiny-gemma3"])
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-glm4v", "tiny-glm4", "tiny-gemma3"])
 def test_a_head_loses_what_the_residual_stream_loses_if_it_alone_is_local(
     tmp_path: Path, preset: str
 ) -> None:
