@@ -13,18 +13,17 @@ from enum import Enum
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.errors import DataError, NumericalError, ParityError
+from compressor.errors import DataError, ParityError
 from compressor.graphs.values import Array
 from compressor.runtimes.session import Session
 from passes.export_onnx.config import ParityConfig
+from passes.export_onnx.reference_checks import check_finite, check_independent, without_masked
 
 LOGITS = "logits"
 """The output whose largest value is a model's answer."""
 _TOKEN_LOGITS_RANK = 3
 """Dimensions of logits whose classes come last; images have their classes in front."""
 _DEFAULT_TIE = 1e-3
-_RELATIVE_NOISE, _NOISE = 1e-4, 1e-5
-"""Differences of the same sample in two batches of one size, such as sums in another order."""
 
 
 Run = Callable[[Batch], Batch | None]
@@ -147,7 +146,7 @@ def compare(
     if isinstance(fixed, int):
         batches, runs = _of_size(batches, fixed), [(fixed, _together)]
     expected = [reference.run(batch) for batch in batches]
-    _check_finite(expected)
+    check_finite(expected)
     expected_alone = expected
     mixes = _mixes_samples(reference, batches[0], expected[0])
     if mixes:
@@ -169,7 +168,7 @@ def compare(
             violations = _violations(results, limits)
     if violations:
         if not mixes:
-            _check_independent(reference, batches[0], expected[0])
+            check_independent(reference, batches[0], expected[0])
         count = results[0].samples
         raise ParityError(
             f"the exported model does not compute what the torch model does ({exported.runtime} "
@@ -197,56 +196,6 @@ def _of_size(batches: Sequence[Batch], size: int) -> list[Batch]:
             remedy="name a data set with more samples, or raise `parity.num_samples`",
         )
     return parts
-
-
-def _check_independent(reference: Session, batch: Batch, expected: Batch) -> None:
-    """Check that the parent's outputs for a sample do not depend on the others of its batch.
-
-    The first sample is computed among copies of itself: in a batch of the same size, the same
-    kernels run, so that nothing else differs.
-
-    Raises:
-        ParityError: they do, so no graph can equal the parent in batches of other sizes.
-    """
-    copies = {name: np.repeat(array[:1], len(array), axis=0) for name, array in batch.items()}
-    among_copies = reference.run(copies)
-    changed = {
-        name: float(np.abs(among_copies[name][0] - values[0]).max(initial=0))
-        for name, values in expected.items()
-        if not np.allclose(among_copies[name][0], values[0], _RELATIVE_NOISE, _NOISE)
-    }
-    if changed and _differs(reference.run(batch), expected):
-        raise ParityError(
-            "outputs of the torch model differ from run to run: it draws random numbers",
-            remedy="pass what it draws as an input, or let `forward` draw nothing in eval mode",
-        )
-    if changed:
-        listed = ", ".join(f"{name} by {change:.3g}" for name, change in changed.items())
-        raise ParityError(
-            "outputs of the torch model depend on the other samples of a batch: those of sample 0 "
-            f"change if the others are replaced ({listed})",
-            remedy="in `forward`, compute each sample by itself, such as by norms and averages "
-            "over dimensions other than the first",
-        )
-
-
-def _differs(again: Batch, expected: Batch) -> bool:
-    """Return True if a second run on the same batch gave other outputs."""
-    return not all(
-        np.allclose(again[name], values, _RELATIVE_NOISE, _NOISE)
-        for name, values in expected.items()
-    )
-
-
-def _check_finite(batches: Sequence[Batch]) -> None:
-    for name in batches[0]:
-        rows = [outputs[name].reshape(len(outputs[name]), -1) for outputs in batches]
-        is_bad_N = np.concatenate([~np.isfinite(values).all(axis=1) for values in rows])
-        if count := int(is_bad_N.sum()):
-            raise NumericalError(
-                f"output {name} of the torch model is NaN or infinite for {count} of "
-                f"{len(is_bad_N)} samples"
-            )
 
 
 def _violations(results: Sequence[Parity], limits: Limits) -> list[str]:
@@ -326,8 +275,8 @@ def _parity(
             if name not in exported or exported[name].shape != values.shape:
                 shape = list(exported[name].shape) if name in exported else "nothing"
                 raise ParityError(f"output {name}: {shape} where torch gives {list(values.shape)}")
-            a_NV = values.reshape(len(values), -1).astype(np.float64)
-            b_NV = exported[name].reshape(len(values), -1).astype(np.float64)
+            rows_NV = (array.reshape(len(values), -1) for array in (values, exported[name]))
+            a_NV, b_NV = without_masked(*(row_NV.astype(np.float64) for row_NV in rows_NV))
             # NaN in the exported model counts as an infinite difference.
             delta_N = np.nan_to_num(np.abs(a_NV - b_NV).max(axis=1, initial=0), nan=np.inf)
             if delta_N.max() > largest:

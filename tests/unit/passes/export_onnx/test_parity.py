@@ -151,3 +151,16 @@ def test_a_parent_that_draws_random_numbers_is_named():
 
     with pytest.raises(ParityError, match="differ from run to run: it draws random numbers"):
         compare_functions(masking, np.copy)
+
+
+def test_logits_that_a_detector_masks_are_compared_where_they_are_not():
+    def masked(x):
+        return np.where(np.arange(x.shape[1]) == 1, -np.inf, x)
+
+    compare_functions(masked, masked)
+    with pytest.raises(ParityError, match="does not compute what the torch model does"):
+        compare_functions(masked, np.copy)
+    with pytest.raises(ParityError, match="does not compute what the torch model does"):
+        compare_functions(masked, lambda x: masked(x + 0.1))
+    with pytest.raises(NumericalError, match="10 of 10 samples"):
+        compare_functions(lambda x: np.full_like(x, -np.inf), masked)
