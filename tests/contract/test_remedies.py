@@ -192,11 +192,13 @@ MISTAKES = {
         (steps(f"{{{PACK}, group_size: -1}}"),),
         "with `type: qat`",
         (steps(QAT),),
+        runs=True,
     ),
     "a group size that divides no layer": Mistake(
         (VIT, steps(f"{{{PACK}, group_size: 7}}".replace("bare", "wide"))),
         "set `group_size` to one with which a layer fits: 128, 64",
         (VIT, steps(f"{{{PACK}, group_size: 64}}".replace("bare", "wide"))),
+        runs=True,
     ),
     "a format of checkpoints alone": Mistake(
         (steps("{type: awq, group_size: 8, calibration: {data: bare, num_samples: 8}}"),),

@@ -9,11 +9,16 @@ import transformers
 from safetensors.torch import load_file
 
 from calibration.sources.arrays import ArrayDataset
+from compressor.errors import RequirementError
 from compressor.models.checkpoint.loading import load_module
+from compressor.models.facts import facts_of
 from compressor.models.families.transformers.packed_loading import loading_fields
+from passes.awq.config import AwqConfig
 from passes.awq.linear_layers import other_matrices
+from passes.awq.quantizers import quantizer_from_facts
 from tests.support.awq import COMPRESSED_TENSORS, NEAREST, artifact, run_awq
 from tests.support.decoder_classes import build_decoder
+from tests.support.encoder_classes import CLASSES
 from tests.support.further_encoder_classes import FURTHER_CLASSES
 
 RANDOM = np.random.default_rng(0)
@@ -212,3 +217,20 @@ def test_a_layer_that_very_few_positions_reach_is_rounded_to_nearest(tmp_path):
     nearest = {row["linear"]: row["tokens"] for row in output.summary["rounded_to_nearest"]}
     assert nearest["pooler.dense"] == 3  # it reads the first token of each sample
     assert not any("encoder.layer.0." in name for name in nearest)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "problem"),
+    [
+        ("resnet", {}, "no linear layer of this transformers model can be quantized"),
+        ("vit", {"group_size": 7}, "no linear layer"),
+        ("convnext", {"min_share": 0.9}, "`min_share` requires 90%"),
+    ],
+)
+def test_plan_refuses_classes_with_too_little_to_pack(name, fields, problem, tmp_path):
+    CLASSES[name].build().save_pretrained(tmp_path)
+    tree = {"calibration": {"data": "text"}, "group_size": 16, **FIELDS, **fields}
+    facts = facts_of(tmp_path)
+    quantizer = quantizer_from_facts(AwqConfig.model_validate_json(json.dumps(tree)), facts)
+    with pytest.raises(RequirementError, match=problem):
+        quantizer.check_planned(facts)
