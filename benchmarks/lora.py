@@ -29,13 +29,12 @@ from safetensors.numpy import save_file
 from compressor.generation.adapters import named_adapters
 from compressor.generation.generate import model_at
 from compressor.graphs.decoder.adapter_slots import (
-    BASE_KEY,
     SLOTS_KEY,
     slot_inputs,
     slots_from_json,
 )
 from compressor.graphs.files import read_graph
-from compressor.models.adapters.base import AdapterBase, write_base
+from compressor.models.adapters.base import BASE_KEY, AdapterBase, write_base
 from compressor.models.adapters.factors import read_factors
 from compressor.runtimes.rows import RowDecoder, RowOptions
 

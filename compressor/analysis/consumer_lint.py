@@ -1,6 +1,6 @@
-"""Check packed checkpoints, of this program or another, for consumers: vLLM and transformers.
+"""Check packed checkpoints and adapters, of any program, for consumers: vLLM and transformers.
 
-Reads config.json and the headers of the safetensors files, no weights.
+Of a checkpoint, config.json and the headers of the safetensors files are read, no weights.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from compressor.errors import UsageError
+from compressor.models.adapters.layout import ADAPTER_CONFIG
 from compressor.models.attention_patterns.record import ATTENTION_PATTERN
 from compressor.models.checkpoint.layout import CONFIG, read_config
 from compressor.models.checkpoint.weight_files import WeightFiles, read_weight_files
@@ -20,6 +21,7 @@ from compressor.models.consumers.roles import Split, split_of
 from compressor.models.consumers.targets import VllmServer
 from compressor.models.consumers.transformers import check_transformers
 from compressor.models.consumers.vllm import check_vllm
+from compressor.models.consumers.vllm_adapters import check_vllm_adapter
 from compressor.models.quantized.packing_schemes import PACKING_SCHEMES
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid, is_packed
 
@@ -31,18 +33,27 @@ _PACKED_TENSOR = re.compile(r"^(.*)\.(qweight|weight_packed)$")
 
 
 def lint_checkpoint(path: Path, consumer: str, server: VllmServer) -> Checked:
-    """Return what a consumer does with each packed layer of a checkpoint.
+    """Return what a consumer does with each packed layer of a checkpoint, or with an adapter.
 
     Args:
-        path: folder of the checkpoint, or an artifact.
+        path: folder of the checkpoint or adapter, or an artifact.
         consumer: one of ``CONSUMERS``.
         server: GPUs of vLLM.
 
     Raises:
-        UsageError: there is no packed checkpoint of transformers, or one of another method.
-        ModelError: its description or weights cannot be read.
+        UsageError: there is no packed checkpoint of transformers, or one of another method; or the
+            consumer is none of adapters.
+        ModelError: its description or weights cannot be read; or an adapter's base is not found,
+            or another model by now.
     """
     folder = path / "model" if (path / "model").is_dir() else path
+    if (folder / ADAPTER_CONFIG).is_file():
+        if consumer != "vllm":
+            raise UsageError(
+                f"{folder} is an adapter, which PEFT loads beside any base in {consumer}",
+                remedy="lint its base, or use --target vllm",
+            )
+        return check_vllm_adapter(folder)
     if not (folder / CONFIG).is_file():
         raise UsageError(
             f"{folder} has no {CONFIG}, so it is no checkpoint that {consumer} loads",

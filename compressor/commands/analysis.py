@@ -205,7 +205,7 @@ def lint(
     path: Annotated[
         Path,
         typer.Argument(
-            help="ONNX file or artifact, or a packed checkpoint (vllm, transformers).",
+            help="ONNX file or artifact, packed checkpoint, or adapter (vllm).",
             metavar="PATH",
         ),
     ],
@@ -234,7 +234,8 @@ def lint(
     Of a graph, what it holds is shown first (float types, products, integers, control flow), and
     nodes that the runtime computes in float are listed as well. Of a checkpoint with 2
     to 8 bits, made by this tool or another, every layer is listed: whether it loads, in which
-    kernel, why not, and the nearest grid that does. Exits with code 1 if anything is rejected.
+    kernel, why not, and the nearest grid that does. Of an adapter, what vLLM does not load or
+    ignores, and the options that serve it. Exits with code 1 if anything is rejected.
     """
     from compressor.analysis.consumer_lint import CONSUMERS
 

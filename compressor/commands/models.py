@@ -151,30 +151,41 @@ def export_adapter(
         Path, typer.Argument(help="Artifact of a `lora` step, or its folder.", metavar="ADAPTER")
     ],
     model: Annotated[
-        Path, typer.Argument(help="ONNX artifact with slots for adapters.", metavar="MODEL")
+        Path, typer.Argument(help="ONNX artifact with slots, or GGUF artifact.", metavar="MODEL")
     ],
     target: Annotated[
         Path, typer.Argument(help="File to write; it must not exist.", metavar="FILE")
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write a LoRA adapter as an .onnx_adapter file for one graph.
+    """Write a LoRA adapter for ONNX Runtime or llama.cpp, as a file for one model.
 
-    The file has no checksum and does not name its graph; `generate` and `serve` read the adapter
-    itself, and compare both.
+    For an ONNX graph it is an .onnx_adapter file, which onnxruntime-genai loads; for a GGUF file a
+    GGUF adapter, which llama.cpp adds (`--lora`). The adapter's base is compared with the model
+    when writing, and neither runtime does so later; `generate` and `serve` read the adapter itself.
+    vLLM loads the adapter's folder as it is (`lint ADAPTER --target vllm`).
     """
     from compressor.generation.adapters import named_adapters
     from compressor.generation.generate import model_at
     from compressor.reports.console.terminal import print_line
-    from compressor.runtimes.onnxruntime.decoder.adapters import write_onnx_adapter
+    from compressor.runtimes.llamacpp.adapters import write_gguf_adapter
+    from compressor.runtimes.llamacpp.format import MODEL_FILE
 
     if target.exists():
         raise UsageError(f"{target} exists already", remedy="name another file")
     [folder] = named_adapters([f"adapter={adapter}"]).values()
-    graph = model_at(model).path
-    if not (graph / "model.onnx").is_file():
-        raise UsageError(f"{model} holds no ONNX graph", remedy="name an `export-onnx` artifact")
-    size = write_onnx_adapter(graph, folder, target)
+    exported = model_at(model).path
+    if (exported / "model.onnx").is_file():
+        from compressor.runtimes.onnxruntime.decoder.adapters import write_onnx_adapter
+
+        size = write_onnx_adapter(exported, folder, target)
+    elif (exported / MODEL_FILE).is_file():
+        size = write_gguf_adapter(exported / MODEL_FILE, folder, target)
+    else:
+        raise UsageError(
+            f"{model} holds neither an ONNX graph nor a GGUF file",
+            remedy="name an `export-onnx` or `export-gguf` artifact",
+        )
     if as_json:
         print_json({"file": str(target), "size_bytes": size})
     else:

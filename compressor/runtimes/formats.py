@@ -165,6 +165,10 @@ class Format(ABC):
         """Return labelled facts for `show`, beyond the size, parameters and MACs of ``facts``."""
         return []
 
+    def exported_from(self, path: Path) -> str | None:
+        """Return the digest of the model that a file for adapters was exported from, if stated."""
+        return None
+
     def notes(self, path: Path) -> tuple[str, ...]:
         """Return choices that were made between two readings of the files, for plan and `show`.
 

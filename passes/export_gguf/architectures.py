@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from compressor.models.families.transformers.layouts import LAYOUTS, text_config
@@ -20,15 +19,6 @@ _GEMMA_PERIOD = 6
 _PLAIN_ROTARY = frozenset({"default", "linear", "yarn"})
 
 
-class RowOrder(Enum):
-    """Order of the rows of query and key projections in the file."""
-
-    AS_STORED = "as stored"
-    PAIRS = "pairs"
-    """Rows that are rotated together are neighbours, where transformers has them half a head
-    apart."""
-
-
 @dataclass(frozen=True, slots=True)
 class GgufArchitecture:
     """One ``model_type`` of transformers in llama.cpp."""
@@ -37,7 +27,6 @@ class GgufArchitecture:
     """``general.architecture``."""
     classes: tuple[str, ...]
     """Classes of transformers that hold such a language model."""
-    row_order: RowOrder = RowOrder.AS_STORED
     norm_offset: float = 0.0
     """Value that transformers adds to the weights of norms, and the file holds."""
     activation: str = "silu"
@@ -99,13 +88,11 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
         "llama",
         ("LlamaForCausalLM",),
-        RowOrder.PAIRS,
         rotary=_PLAIN_ROTARY | {"llama3"},
     ),
     "mistral": GgufArchitecture(
         "llama",
         ("MistralForCausalLM",),
-        RowOrder.PAIRS,
         rotary=_PLAIN_ROTARY | {"llama3"},
     ),
     "qwen2": GgufArchitecture(
@@ -147,7 +134,6 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "granite": GgufArchitecture(
         "granite",
         ("GraniteForCausalLM",),
-        RowOrder.PAIRS,
         rotary=frozenset({"default"}),
         head_width_is_free=False,
     ),

@@ -34,7 +34,7 @@ class ExportGguf(Pass[ExportGgufConfig]):
     """
 
     name = "export-gguf"
-    version = 1
+    version = 2
     accepts = frozenset({"torch", "packed"})
     produces = "gguf"
     Config = ExportGgufConfig

@@ -18,7 +18,7 @@ from compressor.errors import NumericalError, RequirementError
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.quantized.packed_checkpoint import PackedTensors
 from compressor.models.quantized.packed_linear import PackedLinear
-from passes.export_gguf.architectures import RowOrder
+from compressor.runtimes.llamacpp.row_order import has_paired_rows, paired_rows
 from passes.export_gguf.block_types import BLOCK, BlockType, block_type
 from passes.export_gguf.blocks import Array, blocks_of
 from passes.export_gguf.config import ExportGgufConfig
@@ -189,14 +189,12 @@ class TensorPlan:
     def _row_order(self, layer: str) -> Tensor | None:
         """Return the order of a projection's rows; None if they stay as they are."""
         projection = layer.rpartition(".")[2]
-        if self._model.architecture.row_order is RowOrder.AS_STORED or projection not in {
-            "q_proj",
-            "k_proj",
-        }:
+        if projection not in {"q_proj", "k_proj"}:
+            return None
+        if not has_paired_rows(self._model.architecture.name):
             return None
         heads = self._model.heads if projection == "q_proj" else self._model.key_heads
-        rows = torch.arange(heads * self._model.head_width)
-        return rows.view(heads, 2, -1).transpose(1, 2).flatten()
+        return torch.from_numpy(paired_rows(heads, heads * self._model.head_width))
 
 
 _TORCH = {kind: dtype for dtype, kind in _FLOAT_TYPES.items()}

@@ -16,6 +16,7 @@ from gguf import GGUFReader, GGUFType, GGUFWriter
 
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ParityError
+from compressor.models.adapters.base import BASE_KEY, model_digest
 from passes.export_gguf.metadata import Hyperparameters, write_hyperparameters
 from passes.export_gguf.tensors import FileTensor
 from passes.export_gguf.tokenizer import Vocabulary, write_vocabulary
@@ -83,6 +84,7 @@ def write_file(content: GgufContent, file: Path, progress: Progress) -> None:
         writer.add_type(GGUFType.MODEL)
         writer.add_name(content.name or content.default_name)
         writer.add_size_label(content.size_label)
+        writer.add_string(BASE_KEY, model_digest(content.folder))
         write_hyperparameters(writer, content.model)
         writer.add_file_type(_FILE_TYPES[content.main_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

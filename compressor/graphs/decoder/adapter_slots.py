@@ -24,8 +24,6 @@ from compressor.models.adapters.factors import Factors
 Array = np.ndarray[Any, Any]
 SLOTS_KEY = "autoglm_compress.adapter_slots"
 """Metadata key of a decoder for its slots, as JSON."""
-BASE_KEY = "autoglm_compress.adapter_base"
-"""Metadata key for the digest of the model that the graph was exported from."""
 ALL_LINEAR = "all-linear"
 _LISTED = 8
 """Names that a message lists."""

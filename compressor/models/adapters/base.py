@@ -28,6 +28,8 @@ from compressor.models.checkpoint.companions import model_files
 from compressor.models.checkpoint.weight_files import read_weight_files
 
 BASE = "base.json"
+BASE_KEY = "autoglm_compress.adapter_base"
+"""Metadata key of exported models for the digest of the model that they were exported from."""
 _SHORT_ID = 12
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _COPY_AGAIN = "copy the adapter again"
@@ -112,6 +114,27 @@ def check_base(adapter: Path, folder: Path) -> None:
             f"{base.digest[:_SHORT_ID]}…",
             remedy="name the model that the adapter was trained on, or train an adapter on this "
             "one",
+        )
+
+
+def check_exported(adapter: Path, digest: str, exported: Path, remedy: str) -> None:
+    """Check that a model was exported from the base of an adapter.
+
+    Args:
+        adapter: folder of the adapter.
+        digest: of the model that the other was exported from, as its metadata state it.
+        exported: for messages.
+        remedy: for messages.
+
+    Raises:
+        ModelError: it was exported from another model; or ``base.json`` is missing or damaged.
+    """
+    base = read_base(adapter)
+    if base.digest != digest:
+        raise ModelError(
+            f"the adapter {adapter} was trained on {base.name} ({base.digest[:_SHORT_ID]}…), and "
+            f"{exported} was exported from another model ({digest[:_SHORT_ID]}…)",
+            remedy=remedy,
         )
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from compressor.errors import CompressError, DamagedArtifactError, UsageError
 from compressor.foreign_files.json_files import expect, parse_json
-from compressor.graphs.decoder.adapter_slots import BASE_KEY
 from compressor.models.adapters.layout import ADAPTER_CONFIG
 from compressor.runtimes.delta.build import build_result, check_result, check_space
 from compressor.runtimes.delta.identity import Base, open_base
@@ -17,6 +16,7 @@ from compressor.runtimes.delta.package import COPY_AGAIN, Package, refused
 from compressor.runtimes.delta.scales import merge_into_scales, merge_refusal
 from compressor.runtimes.delta.signatures import check_package_signature, open_package
 from compressor.runtimes.delta.slot import SCRATCH, Applied, Slot, SlotState
+from compressor.runtimes.formats import format_named
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,15 +116,12 @@ def _check_expiry(package: Package, now: datetime.datetime) -> None:
 
 
 def _is_exported_base(package: Package, base: Base) -> bool:
-    """Return True for an adapter of the model that an ONNX graph with slots was exported from."""
+    """Return True for an adapter of the model that the base, such as a graph, was exported from."""
     manifest = package.manifest
     needs_files = any(file.base is not None for file in manifest.files)
-    if manifest.result.format != "adapter" or base.format != "onnx" or needs_files:
+    if manifest.result.format != "adapter" or needs_files:
         return False
-    from compressor.graphs.files import read_graph
-
-    metadata = {entry.key: entry.value for entry in read_graph(base.path).metadata_props}
-    return metadata.get(BASE_KEY) == manifest.base.digest
+    return format_named(base.format).exported_from(base.path) == manifest.base.digest
 
 
 def _check_base(package: Package, base: Base) -> None:

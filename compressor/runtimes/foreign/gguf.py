@@ -97,14 +97,7 @@ class GgufFile(ForeignKind):
 
     def describe(self, path: Path) -> Description:
         """Return name, architecture, context length and tensors from the header."""
-        try:
-            with open_file(path, ModelError) as file:
-                version, metadata, tensors = _read_header(file, path.stat().st_size)
-        except (struct.error, UnicodeDecodeError, ValueError) as error:
-            raise ModelError(
-                f"{path}: it is truncated, or its GGUF header is damaged ({error})",
-                remedy="copy or download it again",
-            ) from error
+        version, metadata, tensors = read_header(path)
         architecture = metadata.get("general.architecture")
         labels = {
             "name": "general.name",
@@ -118,8 +111,24 @@ class GgufFile(ForeignKind):
         return Description(tuple(rows), tuple(tensors))
 
 
+def read_header(path: Path) -> tuple[int, dict[str, Any], list[ListedTensor]]:
+    """Return version, metadata without arrays, and tensors, whose data the file has.
+
+    Raises:
+        ModelError: the file is no GGUF file, or it is truncated or damaged.
+    """
+    try:
+        with open_file(path, ModelError) as file:
+            return _read_header(file, path.stat().st_size)
+    except (struct.error, UnicodeDecodeError, ValueError) as error:
+        raise ModelError(
+            f"{path}: it is truncated, or its GGUF header is damaged ({error})",
+            remedy="copy or download it again",
+        ) from error
+
+
 def _read_header(file: BinaryIO, size_bytes: int) -> tuple[int, dict[str, Any], list[ListedTensor]]:
-    """Return version, metadata without arrays, and tensors, whose data the file has."""
+    """See ``read_header``; any error of ``struct`` or ``ValueError`` is a damaged header."""
     file.seek(4)
     version = _scalar(file, "I")
     if version not in _VERSIONS:

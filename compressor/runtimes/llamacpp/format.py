@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from compressor.artifacts.files import size_bytes
 from compressor.errors import ModelError
+from compressor.models.adapters.base import BASE_KEY
 from compressor.models.checkpoint.companions import is_licence
 from compressor.models.facts import ModelFacts
-from compressor.runtimes.foreign.gguf import GgufFile
+from compressor.runtimes.foreign.gguf import GgufFile, read_header
 from compressor.runtimes.formats import Format
 from compressor.runtimes.llamacpp.library import PACKAGE
 
@@ -52,6 +53,11 @@ class Gguf(Format):
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return name, architecture and context length from the header."""
         return list(_FILE.describe(path / MODEL_FILE).details)
+
+    def exported_from(self, path: Path) -> str | None:
+        """Return the digest that the header states."""
+        digest = read_header(path / MODEL_FILE)[1].get(BASE_KEY)
+        return digest if isinstance(digest, str) else None
 
     def check(self, path: Path) -> None:
         """Check that the header can be read."""

@@ -148,6 +148,11 @@ _FUNCTIONS: dict[str, tuple[object, tuple[object, ...]]] = {
         (_POINTER, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t),
     ),
     "llama_vocab_n_tokens": (_INT, (_POINTER,)),
+    "llama_adapter_lora_init": (_POINTER, (_POINTER, ctypes.c_char_p)),
+    "llama_set_adapters_lora": (
+        _INT,
+        (_POINTER, ctypes.POINTER(_POINTER), ctypes.c_size_t, ctypes.POINTER(_FLOAT)),
+    ),
     "llama_init_from_model": (_POINTER, (_POINTER, ContextParams)),
     "llama_free": (None, (_POINTER,)),
     "llama_n_ctx_seq": (_UNSIGNED, (_POINTER,)),

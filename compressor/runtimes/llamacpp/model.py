@@ -48,17 +48,18 @@ class LlamaCppModel:
         positions: context length that the file states.
     """
 
-    def __init__(self, file: Path, threads: int) -> None:
+    def __init__(self, file: Path, threads: int, adapter: Path | None = None) -> None:
         """Load a file; every value of its tensors is checked.
 
         Args:
             file: the GGUF file.
             threads: threads of one operator.
+            adapter: a GGUF file with a LoRA adapter of the model, which is always active.
 
         Raises:
             MissingExtraError: the package with llama.cpp is not installed.
             RequirementError: its library cannot be used.
-            ModelError: llama.cpp cannot load the file, or it is no decoder.
+            ModelError: llama.cpp cannot load a file, or the model is no decoder.
         """
         self._library, self._file, self._threads = load_library(), file, threads
         self._context: int | None = None
@@ -75,6 +76,22 @@ class LlamaCppModel:
         self._vocabulary = self._library.llama_model_get_vocab(self._model)
         self.vocabulary: int = self._library.llama_vocab_n_tokens(self._vocabulary)
         self.positions: int = self._library.llama_model_n_ctx_train(self._model)
+        self._adapter = None if adapter is None else self._load_adapter(adapter)
+
+    def _load_adapter(self, adapter: Path) -> int:
+        """Return the handle of an adapter, which is released with the model.
+
+        Raises:
+            ModelError: llama.cpp cannot load it for this model.
+        """
+        with self._library.log.recording() as log:
+            handle: int | None = self._library.llama_adapter_lora_init(
+                self._model, str(adapter).encode()
+            )
+        if not handle:
+            self.close()
+            raise ModelError(f"llama.cpp cannot load the adapter {adapter}: {log.text()}")
+        return handle
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text; special tokens are recognized, and added as the file states.
@@ -141,6 +158,9 @@ class LlamaCppModel:
                 remedy="lower `batch_size`, or the length of the samples",
             )
         self._rows, self._cells = rows, cells
+        if self._adapter is not None:
+            handles, scales = (ctypes.c_void_p * 1)(self._adapter), (ctypes.c_float * 1)(1.0)
+            self._library.llama_set_adapters_lora(self._context, handles, 1, scales)
 
     def clear(self) -> None:
         """Drop the tokens of all sequences."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from compressor.errors import ModelError
 from compressor.foreign_files.libraries import library_errors
+from compressor.models.adapters.base import BASE_KEY
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.call_limit import limit_calls
 from compressor.runtimes.decoding import (
@@ -110,6 +111,13 @@ class Onnx(Format):
         if external := sorted(external_files(graph)):
             rows.append(("external data", ", ".join(external)))
         return rows
+
+    def exported_from(self, path: Path) -> str | None:
+        """Return the digest that a graph with slots for adapters states."""
+        from compressor.graphs.files import read_graph
+
+        metadata = {entry.key: entry.value for entry in read_graph(path).metadata_props}
+        return metadata.get(BASE_KEY)
 
     def check(self, path: Path) -> None:
         """Check that the graph can be parsed and that external data lies inside the folder."""

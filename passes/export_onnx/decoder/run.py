@@ -12,7 +12,7 @@ import onnx_ir as ir
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import ParityError
-from compressor.graphs.decoder.adapter_slots import BASE_KEY, SLOTS_KEY, slots_as_json
+from compressor.graphs.decoder.adapter_slots import SLOTS_KEY, slots_as_json
 from compressor.graphs.decoder.architecture import DecoderArchitecture
 from compressor.graphs.decoder.cache_bounds import bounds_as_json
 from compressor.graphs.decoder.cache_layout import KvCacheLayout
@@ -30,7 +30,7 @@ from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.values import Array
-from compressor.models.adapters.base import model_digest
+from compressor.models.adapters.base import BASE_KEY, model_digest
 from compressor.models.attention_patterns.record import read_attention_pattern
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription

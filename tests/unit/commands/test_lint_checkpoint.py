@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from tests.support.awq import COMPRESSED_TENSORS, NEAREST, run_awq, save_checkpoint
 from tests.support.cli import cli
+from tests.support.slots import write_random_adapter
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +89,38 @@ def test_a_float_checkpoint_and_an_empty_folder_are_refused(packed: Path, tmp_pa
         done = cli("lint", folder, "--target", "vllm")
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_an_adapter_is_listed_with_the_options_that_serve_it(packed: Path, tmp_path: Path) -> None:
+    shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
+    adapter = write_random_adapter(packed, tmp_path / "adapter", shapes)
+    code, report = lint(adapter, "--target", "vllm")
+    assert (code, report["complaints"]) == (0, [])
+    assert report["notes"] == [
+        f"vllm serve {packed} --enable-lora --max-lora-rank 8 --lora-modules NAME={adapter}"
+    ]
+    assert cli("lint", adapter, "--target", "transformers").returncode == 2
+
+
+def test_what_vllm_ignores_or_refuses_in_an_adapter_is_a_problem(
+    packed: Path, tmp_path: Path
+) -> None:
+    tower = {"visual.blocks.0.attn.qkv": (64, 64)}
+    adapter = write_random_adapter(packed, tmp_path / "tower", tower)
+    code, report = lint(adapter, "--target", "vllm")
+    assert code == 1
+    assert "vision tower" in report["complaints"][0]
+    config = adapter / "adapter_config.json"
+    fields = json.loads(config.read_text())
+    config.write_text(json.dumps({**fields, "use_dora": True}))
+    assert "use_dora" in lint(adapter, "--target", "vllm")[1]["complaints"][0]
+
+
+def test_an_adapter_of_another_base_is_an_error(packed: Path, tmp_path: Path) -> None:
+    shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
+    adapter = write_random_adapter(packed, tmp_path / "adapter", shapes)
+    base = json.loads((adapter / "base.json").read_text())
+    (adapter / "base.json").write_text(json.dumps({**base, "digest": "0" * 64}))
+    done = cli("lint", adapter, "--target", "vllm")
+    assert done.returncode == 2
+    assert "is not the base of the adapter" in done.stderr

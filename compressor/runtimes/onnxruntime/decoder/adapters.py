@@ -17,20 +17,20 @@ from onnx import TensorProto
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ModelError, UsageError
 from compressor.graphs.decoder.adapter_slots import (
-    BASE_KEY,
     SLOTS_KEY,
     AdapterSlot,
     slot_inputs,
     slots_from_json,
 )
 from compressor.graphs.files import read_graph
-from compressor.models.adapters.base import read_base
+from compressor.models.adapters.base import BASE_KEY, check_exported
 from compressor.models.adapters.factors import missing_modules, read_factors
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 
 Array = np.ndarray[Any, Any]
 _LISTED = 4
 """Modules that a message lists."""
+_EXPORT_BASE = "export the model that the adapter was trained on, with `adapter_slots`"
 _DTYPES: Mapping[str | int, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -66,7 +66,7 @@ class LoadedAdapters:
             dtype = _dtype_of(slots, types, folder)
             self._inputs[None] = slot_inputs(slots, {}, dtype, folder)
             for name, adapter in adapters.items():
-                _check_base(adapter, metadata[BASE_KEY], folder)
+                check_exported(adapter, metadata[BASE_KEY], folder, _EXPORT_BASE)
                 self._inputs[name] = _read_inputs(slots, adapter, dtype)
         self._bound: dict[int, str | None] = {}
 
@@ -110,7 +110,7 @@ def write_onnx_adapter(folder: Path, adapter: Path, target: Path) -> int:
     graph = read_graph(folder)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     slots = _slots(folder, metadata)
-    _check_base(adapter, metadata[BASE_KEY], folder)
+    check_exported(adapter, metadata[BASE_KEY], folder, _EXPORT_BASE)
     types = {value.name: value.type.tensor_type.elem_type for value in graph.graph.input}
     dtype = _dtype_of(slots, types, folder)
     inputs = _read_inputs(slots, adapter, dtype)
@@ -169,13 +169,3 @@ def _read_inputs(slots: Sequence[AdapterSlot], adapter: Path, dtype: Any) -> dic
             remedy="copy the adapter again: its weights are not those of its config",
         )
     return inputs
-
-
-def _check_base(adapter: Path, digest: str, folder: Path) -> None:
-    base = read_base(adapter)
-    if base.digest != digest:
-        raise ModelError(
-            f"the adapter {adapter} was trained on {base.name} ({base.digest[:12]}…), and {folder} "
-            f"was exported from another model ({digest[:12]}…)",
-            remedy="export the model that the adapter was trained on, with `adapter_slots`",
-        )

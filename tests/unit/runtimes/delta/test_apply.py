@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from compressor.artifacts.trust import REQUIRE_SIGNATURES
 from compressor.errors import DamagedArtifactError, UsageError
-from compressor.graphs.decoder.adapter_slots import BASE_KEY
+from compressor.models.adapters.base import BASE_KEY
 from compressor.runtimes.delta.apply import apply_package, undo_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.signatures import sign_package
