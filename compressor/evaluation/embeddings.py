@@ -33,6 +33,7 @@ from compressor.evaluation.scoring import (
 )
 
 _VECTOR_RANK, _HIDDEN_RANK = 2, 3
+_TOKENS, _MASK = "input_ids", "attention_mask"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,8 @@ class PairScorer(OutputScorer):
     Every query of one kind is scored on its products with all passages of the other. The label of a
     sample is the position of the first sample with the same image, so several captions may belong
     to an image: it counts once, as a query and as a passage, and any of its captions answers it.
+    Likewise a text that several images have counts once, and any of these images answers it; with
+    names of classes as captions, recall@1 of images is the accuracy of zero-shot classification.
     """
 
     def __init__(
@@ -174,9 +177,11 @@ class PairScorer(OutputScorer):
         self.vectors: tuple[list[Array], list[Array]] = ([], [])
         self.reference: tuple[list[Array], list[Array]] = ([], [])
         self.labels: list[Array] = []
+        self.texts: list[bytes] = []
 
     def update(self, scored: ScoredBatch) -> None:
         """Keep the embeddings of a batch; errors as ``RetrievalScorer``."""
+        self.texts += text_keys(scored.batch)
         for kind, output in enumerate(self.outputs):
             values = output_array(scored.outputs, output, "the model")
             expected = reference_array(scored, output, values)
@@ -198,9 +203,13 @@ class PairScorer(OutputScorer):
                 f"labels of {self.data!r} are not positions of samples with the same image",
                 remedy="name a data set of `image-captions`, or use only `cosine`",
             )
-        firsts = np.flatnonzero(labels_N == order_N)
+        # Samples without tokens have texts of their own.
+        keys = self.texts or [str(position).encode() for position in order_N]
+        images = np.flatnonzero(labels_N == order_N)
+        _, texts, text_N = np.unique(np.array(keys, object), return_index=True, return_inverse=True)
         of_images = self.outputs[0] != TEXTS
-        queries, passages = (firsts, order_N) if of_images else (order_N, firsts)
+        queries, passages = (images, np.sort(texts)) if of_images else (np.sort(texts), images)
+        pairs = np.unique(labels_N * len(texts) + text_N)
         _check_counts(self.metrics, len(passages), self.data)
         model = tuple(map(np.concatenate, self.vectors))
         reference = tuple(map(np.concatenate, self.reference)) if self.reference[0] else None
@@ -209,7 +218,8 @@ class PairScorer(OutputScorer):
         for start in range(0, len(queries), step):
             at = queries[start : start + step]
             products_QP = model[0][at] @ model[1][passages].T
-            relevant_QP = labels_N[at][:, None] == labels_N[passages]
+            image_of, text_of = (at[:, None], passages) if of_images else (passages, at[:, None])
+            relevant_QP = np.isin(labels_N[image_of] * len(texts) + text_N[text_of], pairs)
             # The relevant passage that is found first.
             targets = {"labels": np.where(relevant_QP, products_QP, -np.inf).argmax(axis=1)}
             if reference is not None:
@@ -222,6 +232,18 @@ class PairScorer(OutputScorer):
         everything = np.ones(len(labels_N), dtype=np.bool_)
         scored = dict.fromkeys(self.metrics, is_query_N)
         return Scores(values, scored, everything, NOTHING, NOTHING)
+
+
+def text_keys(batch: Batch) -> list[bytes]:
+    """Return a key for each text of a batch, equal for equal tokens; none without tokens."""
+    if _TOKENS not in batch:
+        return []
+    tokens_BT = batch[_TOKENS]
+    mask_BT = batch.get(_MASK, np.ones_like(tokens_BT)) != 0
+    return [
+        np.ascontiguousarray(row[kept], np.int64).tobytes()
+        for row, kept in zip(tokens_BT, mask_BT, strict=True)
+    ]
 
 
 def _check_counts(names: Sequence[str], passages: int, data: str) -> None:

@@ -23,6 +23,8 @@ LABEL = "label"
 _COUNTS = (1, 5)
 _OUTPUTS = ("image_embeds", TEXTS)
 """Names of first and second kind to the scorer, which looks for shared items in the first."""
+_TEXTS = frozenset({"input_ids", "attention_mask"})
+"""Inputs by which the scorer finds equal texts."""
 Indices = np.ndarray[Any, Any]
 
 
@@ -124,9 +126,10 @@ def evaluate_retrieval(
         DataError: the labels are not those of pairs.
         NumericalError: an embedding is NaN.
     """
-    outputs, labels_N = _encode(encoder, pairs, batch_size)
-    _, index, inverse_N = np.unique(labels_N, return_index=True, return_inverse=True)
-    scored = ScoredBatch({LABEL: index[inverse_N]}, outputs, None, 0, "validation")
+    outputs, batch = _encode(encoder, pairs, batch_size)
+    _, index, inverse_N = np.unique(batch[LABEL], return_index=True, return_inverse=True)
+    batch = {**batch, LABEL: index[inverse_N]}
+    scored = ScoredBatch(batch, outputs, None, 0, "validation")
     recalls = tuple(f"recall@{count}" for count in _COUNTS if count < len(index))
     slices: dict[str, float] = {}
     hits = []
@@ -140,19 +143,27 @@ def evaluate_retrieval(
     return Evaluation(correct, (1.0 - correct).astype(np.float32), slices)
 
 
-def _encode(encoder: nn.Module, pairs: Dataset, batch_size: int) -> tuple[Batch, Indices]:
-    """Return the embeddings of all pairs by the names of a model of two kinds, and their labels."""
+def _encode(encoder: nn.Module, pairs: Dataset, batch_size: int) -> tuple[Batch, Batch]:
+    """Return the embeddings of all pairs by the names of a model of two kinds.
+
+    Their labels, and the tokens of samples that are pairs, are the second result.
+    """
     is_training, device = encoder.training, device_of(encoder)
+    kept = (LABEL, *(_TEXTS & {*pairs.input_names} if isinstance(pairs, PairSamples) else ()))
     encoder.eval()
     parts: dict[str, list[Indices]] = {"first": [], "second": []}
-    labels = []
+    batches: dict[str, list[Indices]] = {name: [] for name in kept}
     with torch.inference_mode():
         for batch in pairs.batches(batch_size):
             tensors = tensors_from_batch(batch, device)
             outputs = encoder(**{name: tensors[name] for name in pairs.input_names})
             for name, chunks in parts.items():
                 chunks.append(outputs[name].float().cpu().numpy())
-            labels.append(batch[LABEL])
+            for name, arrays in batches.items():
+                arrays.append(batch[name])
     encoder.train(is_training)
     embeddings = [np.concatenate(chunks) for chunks in parts.values()]
-    return dict(zip(_OUTPUTS, embeddings, strict=True)), np.concatenate(labels)
+    return (
+        dict(zip(_OUTPUTS, embeddings, strict=True)),
+        {name: np.concatenate(arrays) for name, arrays in batches.items()},
+    )

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     OUTPUT,
     DataNeed,
     Estimate,
-    Pass,
     PassContext,
     PassOutput,
     PlanContext,
 )
 from compressor.models.capabilities.embeddings import Embeddings
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.facts import ModelFacts
 from passes.align.checks import (
     data_problems,
     format_problems,
@@ -27,9 +26,10 @@ from passes.align.checks import (
 from passes.align.config import AlignConfig
 from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
+from passes.common.training_pass import TrainingPass
 
 
-class Align(Pass[AlignConfig]):
+class Align(TrainingPass[AlignConfig]):
     """Train an encoder on pairs, so that what belongs together has similar embeddings.
 
     The model is one encoder for queries and passages, such as `sentence-encoder` or BERT, with
@@ -42,10 +42,7 @@ class Align(Pass[AlignConfig]):
 
     name = "align"
     version = 1
-    accepts = frozenset({"torch"})
-    produces = "torch"
     Config = AlignConfig
-    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (Embeddings,)
 
     def data_needs(self, config: AlignConfig) -> tuple[DataNeed, ...]:
@@ -57,6 +54,12 @@ class Align(Pass[AlignConfig]):
             return needs
         return (*needs, replace(needs[0], role="teacher"))
 
+    def check(self, config: AlignConfig, models: Mapping[str, ModelFacts]) -> None:
+        """Check that the fields apply to the model that is trained, and to the teacher."""
+        model = _trained_model(config, models["parent"], models.get("other"))
+        problems = model_problems(config, model)
+        check_no_problems([*problems, *teacher_problems(model, models.get("teacher"))])
+
     def estimate(self, config: AlignConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of the model.
 
@@ -66,31 +69,11 @@ class Align(Pass[AlignConfig]):
         from passes.align.estimates import align_estimate
 
         check_no_problems(format_problems(context.formats))
+        self.check(config, {**context.facts, "parent": parent})
         model = _trained_model(config, parent, context.facts.get("other"))
+        check_no_problems(data_problems(config, model, context.data))
         teacher = context.facts.get("teacher")
-        problems = [*model_problems(config, model), *teacher_problems(model, teacher)]
-        check_no_problems([*problems, *data_problems(config, model, context.data)])
         return align_estimate(config, model, teacher, context.data.get(config.train))
-
-    def requires(self, config: AlignConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the fields apply, and that the weights are finite.
-
-        Raises:
-            RequirementError: A field does not apply to the model.
-            NumericalError: A weight is NaN or infinite.
-        """
-        from compressor.models.checkpoint.finite import check_finite
-
-        other = context.artifacts.get("other")
-        second = None if other is None else facts_of(other.model)
-        model = _trained_model(config, facts_of(parent.model), second)
-        teacher = context.artifacts.get("teacher")
-        teaching = None if teacher is None else facts_of(teacher.model)
-        problems = [*model_problems(config, model), *teacher_problems(model, teaching)]
-        check_no_problems(problems)
-        for artifact in (parent, other, teacher):
-            if artifact is not None:
-                check_finite(artifact.model)
 
     def run(
         self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext
@@ -99,14 +82,6 @@ class Align(Pass[AlignConfig]):
         from passes.align.training import align
 
         return align(config, parent, out, context)
-
-    def ensures(
-        self, config: AlignConfig, parent: Artifact, out: Path, context: PassContext
-    ) -> None:
-        """Check that the saved model loads, and that its weights are finite."""
-        from passes.common.requirements import check_saved_model
-
-        check_saved_model(out, context.device)
 
 
 def _trained_model(config: AlignConfig, parent: ModelFacts, other: ModelFacts | None) -> ModelFacts:

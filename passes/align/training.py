@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -51,11 +52,8 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     _check_chunks(config, model)
     scaling = Scaling.create(config, model).to(device)
     task = _task(config, encoder, scaling, context)
-    callbacks = Callbacks(
-        partial(context.progress, "step"), context.note, before_step=scaling.limit
-    )
-    settings = RunSettings(context.seed, context.work)
-    result = fit(encoder, task, config.training, settings, callbacks)
+    callbacks = replace(Callbacks.of(context), before_step=scaling.limit)
+    result = fit(encoder, task, config.training, RunSettings.of(context), callbacks)
     scaling.limit()
     _note_lengths(config, encoder, task.dataset, context)
     architecture.family.save(model, architecture.config, out)

@@ -9,6 +9,7 @@ from compressor.data.contract import DataFacts
 from compressor.engine.contract import Estimate
 from compressor.engine.machine import environment, gemm_flops_per_second
 from compressor.models.capabilities.signature import Signature
+from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.facts import ModelFacts
 from passes.common.config import TrainingConfig
 
@@ -18,6 +19,8 @@ the phone bed."""
 _FORWARD_AND_BACKWARD = 3
 """Cost of a forward and a backward pass, in forward passes: a backward pass computes two products,
 for the gradients of the inputs and of the weights."""
+_FROZEN_FORWARD_AND_BACKWARD = 2
+"""The same without the gradients of the weights."""
 _EFFICIENCY = 0.3
 """Part of the GEMM rate that training reaches: measured on the phone bed, 4 commands a screen."""
 _BYTES_PER_PARAMETER = 16
@@ -29,6 +32,14 @@ _ACTIVATION_BYTES_PER_MAC = 0.35
 _ACTIVATION_WIDTHS = 12.0
 """The same for a transformer, times its width: a value that is kept belongs to a product over the
 width. Measured on all-MiniLM-L6-v2: 7.7 for texts of 64 tokens, 9.6 for 128."""
+_KEPT_VALUES = 1.25
+"""Values of a token that a decoder keeps for the backward pass, for each input and output of its
+linear layers: counted in training of classes of transformers, 1.10 (Llama) to 1.48 (Gemma 3)."""
+_KEPT_VALUES_FROZEN = 0.9
+"""The same if the weights of the layers are frozen, whose inputs are not kept: 0.78 to 1.03."""
+_LOGIT_COPIES = 4
+"""Logits, their softmax, and the gradients of both."""
+_FLOAT_BYTES = 4
 _DISK_BYTES_PER_PARAMETER = 20
 """A checkpoint of weights, moments and averaged weights, and the saved model, in float32."""
 
@@ -36,7 +47,7 @@ _DISK_BYTES_PER_PARAMETER = 20
 def training_seconds(model: ModelFacts, forward_passes: float) -> float | None:
     """Return the time of a number of forward passes of one sample, or passes that cost as much.
 
-    None for models whose MACs are per token: the length of the samples is unknown in a plan.
+    None for models whose MACs are per token: decoders reach other parts of the GEMM rate.
     """
     if not _has_macs_per_sample(model):
         return None
@@ -66,19 +77,31 @@ def _has_macs_per_sample(model: ModelFacts) -> bool:
     return signature is None or signature.unit == "sample"
 
 
-def training_memory(model: ModelFacts, batch_size: int) -> int:
+def training_memory(
+    model: ModelFacts, batch_size: int, data: DataFacts | None = None, *, is_frozen: bool = False
+) -> int:
     """Return the memory in bytes of a process that trains the model.
 
-    Activations are not counted for models whose MACs are per token.
+    Activations are not counted for models whose MACs are per token, if the length of the samples is
+    not known.
+
+    Args:
+        model: the model.
+        batch_size: samples whose activations are kept at once.
+        data: the data set to train on.
+        is_frozen: True if few weights are trained beside those of the model.
     """
+    per_parameter = _FLOAT_BYTES if is_frozen else _BYTES_PER_PARAMETER
     return (
         _PROCESS_BYTES
-        + _BYTES_PER_PARAMETER * (model.parameters or 0)
-        + _activation_bytes(model, batch_size)
+        + per_parameter * (model.parameters or 0)
+        + _activation_bytes(model, batch_size, data, is_frozen=is_frozen)
     )
 
 
-def mapped_memory(model: ModelFacts, batch_size: int, mapped_bytes: int) -> int:
+def mapped_memory(
+    model: ModelFacts, batch_size: int, mapped_bytes: int, data: DataFacts | None = None
+) -> int:
     """Return the memory in bytes of forward and backward passes with memory-mapped weights.
 
     No gradients are kept. The kernel keeps as much of the mapped files in memory as there is room
@@ -87,18 +110,34 @@ def mapped_memory(model: ModelFacts, batch_size: int, mapped_bytes: int) -> int:
     return (
         _PROCESS_BYTES
         + min(mapped_bytes, environment(1, "cpu").memory_bytes // 2)
-        + _activation_bytes(model, batch_size)
+        + _activation_bytes(model, batch_size, data)
     )
 
 
-def _activation_bytes(model: ModelFacts, batch_size: int) -> int:
-    if not _has_macs_per_sample(model):
+def _activation_bytes(
+    model: ModelFacts, batch_size: int, data: DataFacts | None, *, is_frozen: bool = False
+) -> int:
+    positions = positions_per_sample(model, data)
+    if positions is None:
         return 0
+    layers = None if _has_macs_per_sample(model) else model.capability(StreamedLayers)
+    if layers is not None:
+        return _decoder_bytes(model, layers, is_frozen=is_frozen) * positions * batch_size
     widths = hidden_sizes(model.config or {})
     per_mac = _ACTIVATION_BYTES_PER_MAC
     if widths:
         per_mac = min(per_mac, _ACTIVATION_WIDTHS / min(widths))
-    return int(per_mac * (model.macs or 0) * batch_size)
+    return int(per_mac * (model.macs or 0) * positions * batch_size)
+
+
+def _decoder_bytes(model: ModelFacts, layers: StreamedLayers, *, is_frozen: bool) -> int:
+    """Return the bytes that a decoder keeps of one token; of experts, those that a token takes."""
+    values = sum(outputs + inputs for outputs, inputs in layers.decoder.values())
+    outputs, inputs = layers.head
+    weights = layers.decoder_weights + outputs * inputs
+    share = min(1.0, (model.macs or weights) / weights)
+    per_value = _KEPT_VALUES_FROZEN if is_frozen else _KEPT_VALUES
+    return int(_FLOAT_BYTES * (per_value * share * values + _LOGIT_COPIES * outputs))
 
 
 def hidden_sizes(config: Mapping[str, Any]) -> list[int]:
@@ -113,7 +152,12 @@ def hidden_sizes(config: Mapping[str, Any]) -> list[int]:
 
 
 def training_estimate(
-    model: ModelFacts, training: TrainingConfig, forward_only: ModelFacts | None = None
+    model: ModelFacts,
+    training: TrainingConfig,
+    forward_only: ModelFacts | None = None,
+    data: DataFacts | None = None,
+    *,
+    is_frozen: bool = False,
 ) -> Estimate:
     """Estimate the training of a model.
 
@@ -121,16 +165,19 @@ def training_estimate(
         model: The model that is trained; without its parameters or MACs nothing is estimated.
         training: Number of steps and batch size.
         forward_only: A model that runs on the same batches, such as a teacher.
+        data: The data set to train on.
+        is_frozen: True if few weights are trained beside those of the model.
     """
     if model.parameters is None or model.macs is None:
         return Estimate(model=model)
-    passes = _FORWARD_AND_BACKWARD + ((forward_only.macs or 0) / model.macs if forward_only else 0)
-    memory = training_memory(model, training.batch_size)
+    trained = _FROZEN_FORWARD_AND_BACKWARD if is_frozen else _FORWARD_AND_BACKWARD
+    passes = trained + ((forward_only.macs or 0) / model.macs if forward_only else 0)
+    memory = training_memory(model, training.batch_size, data, is_frozen=is_frozen)
     if forward_only is not None:
-        memory += 4 * (forward_only.parameters or 0)
+        memory += _FLOAT_BYTES * (forward_only.parameters or 0)
     return Estimate(
         model=model,
         seconds=training_seconds(model, passes * training.batch_size * training.steps),
         peak_memory_bytes=memory,
-        disk_bytes=_DISK_BYTES_PER_PARAMETER * model.parameters,
+        disk_bytes=None if is_frozen else _DISK_BYTES_PER_PARAMETER * model.parameters,
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from compressor.data.contract import Dataset
+from compressor.engine.contract import PassContext
 from passes.common.accuracy import Evaluation, evaluate_accuracy
 from passes.common.sampling import Weights
 
@@ -50,6 +52,11 @@ class RunSettings:
     all. A training can thus be split into calls between which the caller changes the model. Each
     call starts with a new optimizer and a new average of the weights."""
 
+    @classmethod
+    def of(cls, context: PassContext) -> RunSettings:
+        """Return the settings of a training that is all of a pass."""
+        return cls(context.seed, context.work)
+
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
@@ -64,6 +71,11 @@ class Callbacks:
     on_evaluation: Callable[[int, Evaluation], Weights | None] = lambda *_: None
     """(step, validation result), after every evaluation. Returns sampling weights
     [len(dataset)] for the next steps, or None to keep the present ones."""
+
+    @classmethod
+    def of(cls, context: PassContext) -> Callbacks:
+        """Return callbacks that report steps and notes to a pass's context."""
+        return cls(partial(context.progress, "step"), context.note)
 
 
 @dataclass(frozen=True, slots=True)

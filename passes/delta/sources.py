@@ -26,6 +26,32 @@ class Source:
     """Name of the base for messages."""
 
 
+def check_stated_base(config: DeltaConfig, format_name: str) -> None:
+    """Check that a model is at ``base_path``, and that it has the stated digest.
+
+    An adapter states the digest of its base itself, which is known once it is trained.
+
+    Args:
+        config: of the pass.
+        format_name: format of the new model.
+
+    Raises:
+        RequirementError: it is not there, has another digest, or none is stated.
+        ModelError: it cannot be read.
+    """
+    if config.base_path is None:
+        return
+    path = Path(config.base_path)
+    if not path.exists():
+        raise RequirementError(
+            f"`base_path: {config.base_path}` does not exist",
+            remedy=f"name an artifact, or a model's folder or file; a relative path starts at "
+            f"{Path.cwd()}",
+        )
+    if config.base_digest is not None or format_name != ADAPTER:
+        _check_digest(config, open_base(path), config.base_digest)
+
+
 def find_package_base(config: DeltaConfig, parent: Artifact, context: PassContext) -> Base:
     """Return the model that the package applies to.
 
@@ -35,7 +61,7 @@ def find_package_base(config: DeltaConfig, parent: Artifact, context: PassContex
     """
     if config.base_path is not None:
         base = open_base(Path(config.base_path))
-        _check_digest(config, base, parent)
+        _check_digest(config, base, _expected_digest(config, parent))
     elif "base" in context.artifacts:
         base = open_base(context.artifacts["base"].path)
     elif parent.manifest.format == ADAPTER:
@@ -75,11 +101,16 @@ def open_new_model(parent: Artifact, base: Base, work: Path) -> Source:
     return Source(format_name, {**files, BASE: work / BASE}, name)
 
 
-def _check_digest(config: DeltaConfig, base: Base, parent: Artifact) -> None:
+def _expected_digest(config: DeltaConfig, parent: Artifact) -> str | None:
+    """Return the digest that the config, or else the adapter, states for the base."""
+    if config.base_digest is not None:
+        return config.base_digest
+    is_adapter = parent.manifest.format == ADAPTER and (parent.model / BASE).is_file()
+    return read_base(parent.model).digest if is_adapter else None
+
+
+def _check_digest(config: DeltaConfig, base: Base, expected: str | None) -> None:
     """Check the digest of the model at ``base_path``."""
-    expected = config.base_digest
-    if expected is None and parent.manifest.format == ADAPTER and (parent.model / BASE).is_file():
-        expected = read_base(parent.model).digest
     if expected != base.digest:
         what = "no digest is stated" if expected is None else f"{expected[:12]}… is expected"
         raise RequirementError(

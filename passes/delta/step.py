@@ -40,18 +40,15 @@ class Delta(Pass[DeltaConfig]):
 
         Raises:
             MissingExtraError: `zstandard` is not installed.
-            RequirementError: nothing is at `base_path`; or the model is no adapter, and no base is
-                named or its weights would be rounded.
+            RequirementError: nothing is at `base_path`, or another model than stated; or the
+                model is no adapter, and no base is named or its weights would be rounded.
         """
+        from passes.delta.sources import check_stated_base
+
         _check_fields(config, context.formats)
         if config.encoding in {"auto", "exact"} and find_spec("zstandard") is None:
             raise MissingExtraError("zstandard", "a patch between files", "provenance")
-        if config.base_path is not None and not Path(config.base_path).exists():
-            raise RequirementError(
-                f"`base_path: {config.base_path}` does not exist",
-                remedy="name an artifact, or a model's folder or file; a relative path starts at "
-                f"{Path.cwd()}",
-            )
+        check_stated_base(config, context.formats["parent"])
         size = parent.size_bytes
         disk = None if size is None else 4 * size
         return Estimate(ModelFacts(), None, _MEMORY_BYTES, disk)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from passes.common.device import prepare_torch
 from passes.common.losses import probe_outputs, shared_heads
 from passes.common.task import Callbacks, RunSettings, Task, TrainingResult
 from passes.common.training import fit
+from passes.common.training_pass import save_trained
 from passes.distill.config import DistillConfig
 from passes.distill.feedback import FeedbackCallback
 from passes.distill.losses import DistillationLoss, Matching
@@ -49,7 +50,7 @@ def distill(
     ):
         recorded = student_modules, teacher_modules
         result = _train(config, architecture, (student, teacher_module), recorded, context)
-    architecture.family.save(student, architecture.config, out)
+    save_trained(architecture, student, parent.model, out)
     return PassOutput(result.summary() | ({} if copied is None else {"copied_tensors": copied}))
 
 
@@ -76,12 +77,11 @@ def _train(
         matching = Matching.create(names, config.features.modules, outputs, recorded)
     loss = DistillationLoss(config, heads, student, teacher, dataset.input_names, shared, matching)
     validation = context.data(config.validation) if config.validation else None
-    callbacks = Callbacks(partial(context.progress, "step"), context.note)
+    callbacks = Callbacks.of(context)
     if config.feedback is not None and validation is not None:
         feedback = FeedbackCallback(
             config.feedback, config.training.steps, dataset.strata(), validation.strata()
         )
-        callbacks = Callbacks(callbacks.progress, callbacks.note, on_evaluation=feedback)
+        callbacks = replace(callbacks, on_evaluation=feedback)
     task = Task(dataset, loss, validation, None if matching is None else matching.matcher)
-    settings = RunSettings(context.seed, context.work)
-    return fit(student, task, config.training, settings, callbacks)
+    return fit(student, task, config.training, RunSettings.of(context), callbacks)

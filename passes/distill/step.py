@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
 
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     OUTPUT,
     DataNeed,
     Estimate,
-    Pass,
     PassContext,
     PassOutput,
     PlanContext,
 )
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.facts import ModelFacts
 from passes.common.data_needs import training_needs
+from passes.common.training_pass import TrainingPass
 from passes.distill.config import DistillConfig
 
 _DISTILLATION_COST = 1.4
@@ -26,7 +26,7 @@ _DISTILLATION_COST = 1.4
 measured on the phone bed."""
 
 
-class Distill(Pass[DistillConfig]):
+class Distill(TrainingPass[DistillConfig]):
     """Train a student on the labels and on the outputs of a teacher.
 
     For each head of the family, loss = w·T²·CE(soft labels) + (1 − w)·CE(hard labels). The
@@ -36,11 +36,8 @@ class Distill(Pass[DistillConfig]):
     """
 
     name = "distill"
-    version = 1
-    accepts = frozenset({"torch"})
-    produces = "torch"
+    version = 2
     Config = DistillConfig
-    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (TrainingHeads,)
 
     def data_needs(self, config: DistillConfig) -> tuple[DataNeed, ...]:
@@ -54,6 +51,14 @@ class Distill(Pass[DistillConfig]):
             *(replace(need, role=OUTPUT) for need in (train, *validation)),
         )
 
+    def check(self, config: DistillConfig, models: Mapping[str, ModelFacts]) -> None:
+        """Check that the fields fit the student and the teacher."""
+        from passes.distill.student import check_models, student_facts
+
+        parent = models["parent"]
+        student = student_facts(config.student, parent)
+        check_models(config, student, models.get("teacher", parent))
+
     def estimate(self, config: DistillConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of both models.
 
@@ -61,34 +66,28 @@ class Distill(Pass[DistillConfig]):
             RequirementError: A field does not fit the student or the teacher.
         """
         from passes.common.estimates import training_estimate
-        from passes.distill.student import check_models, student_facts
+        from passes.distill.student import student_facts
 
+        self.check(config, {**context.facts, "parent": parent})
         teacher = context.facts.get("teacher", parent)
         student = student_facts(config.student, parent)
-        check_models(config, student, teacher)
-        estimate = training_estimate(student, config.training, forward_only=teacher)
+        data = context.data.get(config.train)
+        estimate = training_estimate(student, config.training, teacher, data)
         if estimate.seconds is None:
             return estimate
         return replace(estimate, seconds=_DISTILLATION_COST * estimate.seconds)
 
     def requires(self, config: DistillConfig, parent: Artifact, context: PassContext) -> None:
-        """Check the models, and that their weights are finite.
+        """Check models and weights, and the strata that `feedback` needs.
 
         Raises:
             RequirementError: A field does not fit the student or the teacher.
             NumericalError: A weight is NaN or infinite.
-            DataError: The data sets have other strata, which `feedback` needs.
+            DataError: The data sets have other strata.
         """
-        from compressor.models.checkpoint.finite import check_finite
         from passes.distill.feedback import check_strata
-        from passes.distill.student import check_models, student_facts
 
-        teacher = context.artifacts.get("teacher", parent)
-        student = student_facts(config.student, facts_of(parent.model))
-        check_models(config, student, facts_of(teacher.model))
-        check_finite(teacher.model)
-        if config.student.parent is not None:
-            check_finite(parent.model)
+        super().requires(config, parent, context)
         if config.feedback is not None and config.validation is not None:
             check_strata(context.data(config.train), context.data(config.validation))
 
@@ -99,11 +98,3 @@ class Distill(Pass[DistillConfig]):
         from passes.distill.distillation import distill
 
         return distill(config, parent, context.artifacts.get("teacher", parent), out, context)
-
-    def ensures(
-        self, config: DistillConfig, parent: Artifact, out: Path, context: PassContext
-    ) -> None:
-        """Check that the saved student loads, and that its weights are finite."""
-        from passes.common.requirements import check_saved_model
-
-        check_saved_model(out, context.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +11,6 @@ from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     DataNeed,
     Estimate,
-    Pass,
     PassContext,
     PassOutput,
     PlanContext,
@@ -18,16 +18,15 @@ from compressor.engine.contract import (
 from compressor.models.adapters.peft_modules import check_peft
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.facts import ModelFacts
 from passes.common.config import training_problems
 from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
+from passes.common.training_pass import TrainingPass
 from passes.lora.config import LoraConfig
 
-_BYTES_PER_PARAMETER = 4
 
-
-class Lora(Pass[LoraConfig]):
+class Lora(TrainingPass[LoraConfig]):
     """Train a small increment to a model whose own weights stay as they are.
 
     The base is a float model or an `awq` artifact; of packed weights, the unpacked values are
@@ -57,8 +56,19 @@ class Lora(Pass[LoraConfig]):
         roles = ("parent",) if config.teacher is None else ("parent", "teacher")
         return (*(replace(train, role=role) for role in roles), *validation)
 
+    def check(self, config: LoraConfig, models: Mapping[str, ModelFacts]) -> None:
+        """Check that the fields apply to the base, and that each target matches something."""
+        parent = models["parent"]
+        problems = training_problems(config.training, "training", parent)
+        architecture: Architecture | None = parent.architecture()
+        if architecture is not None and not problems:  # a model that can be trained can be built
+            from passes.lora.targets import target_problems
+
+            problems += target_problems(config, architecture)
+        check_no_problems(problems)
+
     def estimate(self, config: LoraConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
-        """Estimate memory and disk from the parameters of the base.
+        """Estimate time and memory from the parameters and linear layers of the base.
 
         Raises:
             MissingExtraError: PEFT is not installed.
@@ -67,29 +77,14 @@ class Lora(Pass[LoraConfig]):
         from passes.common.estimates import training_estimate
 
         check_peft("the pass `lora`")
-        _check(config, parent)
-        estimate = training_estimate(parent, config.training, context.facts.get("teacher"))
-        if parent.parameters is None:
-            return estimate
-        # Weights alone: there are neither gradients nor moments of the base.
-        return replace(
-            estimate,
-            peak_memory_bytes=(estimate.peak_memory_bytes or 0)
-            - 3 * _BYTES_PER_PARAMETER * parent.parameters,
-            disk_bytes=None,
+        self.check(config, {**context.facts, "parent": parent})
+        return training_estimate(
+            parent,
+            config.training,
+            context.facts.get("teacher"),
+            context.data.get(config.train),
+            is_frozen=True,
         )
-
-    def requires(self, config: LoraConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the fields apply, and that the weights are finite.
-
-        Raises:
-            RequirementError: a field does not apply to the model, or a target matches nothing.
-            NumericalError: a weight is NaN or infinite.
-        """
-        from compressor.models.checkpoint.finite import check_finite
-
-        _check(config, facts_of(parent.model))
-        check_finite(parent.model)
 
     def run(
         self, config: LoraConfig, parent: Artifact, out: Path, context: PassContext
@@ -111,13 +106,3 @@ class Lora(Pass[LoraConfig]):
 
         check_files_finite(out, [out / ADAPTER_WEIGHTS])
         add_adapter(load_module(parent.model), out)
-
-
-def _check(config: LoraConfig, parent: ModelFacts) -> None:
-    problems = training_problems(config.training, "training", parent)
-    architecture: Architecture | None = parent.architecture()
-    if architecture is not None and not problems:  # a model that can be trained can be built
-        from passes.lora.targets import target_problems
-
-        problems += target_problems(config, architecture)
-    check_no_problems(problems)

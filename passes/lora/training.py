@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +73,7 @@ def train_adapter(
     model = add_new_adapter(base, peft_config)
     training = _frozen_statistics(config.training, model)
     task = _task(config, description, (model, teacher), context)
-    settings = RunSettings(context.seed, context.work)
-    callbacks = Callbacks(partial(context.progress, "step"), context.note)
-    result = fit(model, task, training, settings, callbacks)
+    result = fit(model, task, training, RunSettings.of(context), Callbacks.of(context))
     tensors = adapter_tensors(model)
     write_adapter(tensors, peft_config, out)
     write_base(_base_of(parent, context), out)

@@ -97,9 +97,11 @@ class Prune(Pass[PruneConfig]):
             ratio = pruned.parameters / parent.parameters
         else:
             ratio = _size_ratio(config.target, parent, size)
-        memory = mapped_memory(parent, config.batch_size, int((1 + ratio) * size))
-        if config.recovery is not None:
-            memory = max(memory, training_memory(parent, config.recovery.training.batch_size))
+        data = None if config.calibration is None else context.data.get(config.calibration)
+        memory = mapped_memory(parent, config.batch_size, int((1 + ratio) * size), data)
+        if (recovery := config.recovery) is not None:
+            data = context.data.get(recovery.train)
+            memory = max(memory, training_memory(parent, recovery.training.batch_size, data))
         return Estimate(
             model=replace(pruned or _scaled(parent, ratio), size_bytes=int(ratio * size) or None),
             seconds=training_seconds(

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
 
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
     DataNeed,
     Estimate,
-    Pass,
     PassContext,
     PassOutput,
     PlanContext,
 )
 from compressor.models.capabilities.training_heads import TrainingHeads
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.facts import ModelFacts
 from passes.common.config import training_problems
 from passes.common.data_needs import training_needs
 from passes.common.field_problems import check_no_problems
+from passes.common.training_pass import TrainingPass, save_trained
 from passes.train.config import TrainConfig
 
 
-class Train(Pass[TrainConfig]):
+class Train(TrainingPass[TrainConfig]):
     """Train a model on labels.
 
     The loss is the cross-entropy of each head of the model (`logits`, and the auxiliary heads of
     its family) whose labels the data set has, with AdamW.
+    Tokenizer, processor and licence are those of the parent.
     """
 
     name = "train"
-    version = 1
-    accepts = frozenset({"torch"})
-    produces = "torch"
+    version = 2
     Config = TrainConfig
-    tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
     capabilities = (TrainingHeads,)
 
     def data_needs(self, config: TrainConfig) -> tuple[DataNeed, ...]:
         """Return the data sets to train on and to evaluate; both need labels."""
         return training_needs(config.train, config.validation, "type: train")
+
+    def check(self, config: TrainConfig, models: Mapping[str, ModelFacts]) -> None:
+        """Check that the fields of the training apply to the model."""
+        check_no_problems(training_problems(config.training, "training", models["parent"]))
 
     def estimate(self, config: TrainConfig, parent: ModelFacts, context: PlanContext) -> Estimate:
         """Estimate time, memory and disk from the parameters and MACs of the model.
@@ -50,20 +51,8 @@ class Train(Pass[TrainConfig]):
         """
         from passes.common.estimates import training_estimate
 
-        check_no_problems(training_problems(config.training, "training", parent))
-        return training_estimate(parent, config.training)
-
-    def requires(self, config: TrainConfig, parent: Artifact, context: PassContext) -> None:
-        """Check that the fields apply, and that the weights are finite.
-
-        Raises:
-            RequirementError: A field does not apply to the model.
-            NumericalError: A weight is NaN or infinite.
-        """
-        from compressor.models.checkpoint.finite import check_finite
-
-        check_no_problems(training_problems(config.training, "training", facts_of(parent.model)))
-        check_finite(parent.model)
+        self.check(config, {**context.facts, "parent": parent})
+        return training_estimate(parent, config.training, data=context.data.get(config.train))
 
     def run(
         self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext
@@ -85,16 +74,7 @@ class Train(Pass[TrainConfig]):
             lambda outputs, batch, _: hard_cross_entropy(heads.logits(model, outputs), batch),
             validation=context.data(config.validation) if config.validation else None,
         )
-        settings = RunSettings(context.seed, context.work)
-        callbacks = Callbacks(partial(context.progress, "step"), context.note)
+        settings, callbacks = RunSettings.of(context), Callbacks.of(context)
         result = fit(model, task, config.training, settings, callbacks)
-        description.family.save(model, description.config, out)
+        save_trained(description, model, parent.model, out)
         return PassOutput(result.summary())
-
-    def ensures(
-        self, config: TrainConfig, parent: Artifact, out: Path, context: PassContext
-    ) -> None:
-        """Check that the saved model loads, and that its weights are finite."""
-        from passes.common.requirements import check_saved_model
-
-        check_saved_model(out, context.device)

@@ -69,6 +69,23 @@ def test_texts_find_images_and_images_any_of_their_texts():
     assert values["mrr"] == (pytest.approx(5 / 6), 3)
 
 
+def test_names_of_classes_as_captions_are_zero_shot_classification():
+    # Four images of three classes. The second image is nearest to the name of another class.
+    data = Pairs(
+        [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]],
+        [0, 1, 2, 3],
+    )
+    data.arrays["input_ids"] = np.array([[5, 0], [5, 9], [6, 0], [7, 0]])
+    data.arrays["attention_mask"] = np.array([[1, 0]] * 4)
+    values = measure(Towers(), data, "recall@1") | measure(Towers(), data, "recall@1:image_embeds")
+    assert values["recall@1:image_embeds"] == (0.75, 4)
+    # The name that two images share is one query, which either of them answers, and one passage.
+    assert values["recall@1"] == (1.0, 3)
+    with pytest.raises(DataError, match="has 3 passages"):
+        measure(Towers(), data, "recall@3:image_embeds")
+
+
 def test_recall_of_all_passages_is_refused():
     data = Pairs([[1, 0], [1, 0], [0, 1]], [[0.1, 0.9], [1, 0], [0, 0.8]], [0, 0, 2])
     with pytest.raises(DataError, match=r"recall@2:text_embeds is 1 for every model.* 2 passages"):

@@ -274,3 +274,12 @@ def test_the_plan_refuses_what_a_run_would(formats, fields, problem):
         return
     with pytest.raises(RequirementError, match=problem):
         Delta().estimate(config, ModelFacts(), context)
+
+
+def test_the_plan_compares_the_digest_of_a_base_that_exists(home):
+    fields = {"base_path": str(base_of(home)), "base_digest": "0" * 64}
+    context = PlanContext({"parent": ModelFacts()}, formats={"parent": "adapter"})
+    with pytest.raises(RequirementError, match="has the digest"):
+        Delta().estimate(DeltaConfig.model_validate(fields), ModelFacts(), context)
+    fields["base_digest"] = open_base(base_of(home)).digest
+    Delta().estimate(DeltaConfig.model_validate(fields), ModelFacts(), context)

@@ -1,5 +1,6 @@
 """The ``train`` pass: a model that learns, and models without heads to train."""
 
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,3 +69,15 @@ def test_the_pass_needs_heads_which_encoders_lack():
     family = SentenceEncoder()
     assert Train().needs(TrainConfig()) == (TrainingHeads,)
     assert family.capability(TrainingHeads, family.presets["tiny"]) is None
+
+
+def test_tokenizer_and_licence_travel_with_the_weights(parent, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(parent.model, source)
+    for name in ("tokenizer.json", "LICENSE"):
+        (source / name).write_text("{}")
+    out = tmp_path / "out"
+    out.mkdir()
+    config = TrainConfig.model_validate({"validation": None, "training": {"steps": 1}})
+    Train().run(config, SimpleNamespace(model=source), out, create_context(tmp_path))
+    assert (out / "tokenizer.json").is_file() and (out / "LICENSE").is_file()
