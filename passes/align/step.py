@@ -54,7 +54,7 @@ class Align(TrainingPass[AlignConfig]):
             return needs
         return (*needs, replace(needs[0], role="teacher"))
 
-    def check(self, config: AlignConfig, models: Mapping[str, ModelFacts]) -> None:
+    def check_applies(self, config: AlignConfig, models: Mapping[str, ModelFacts]) -> None:
         """Check that the fields apply to the model that is trained, and to the teacher."""
         model = _trained_model(config, models["parent"], models.get("other"))
         problems = model_problems(config, model)
@@ -69,7 +69,7 @@ class Align(TrainingPass[AlignConfig]):
         from passes.align.estimates import align_estimate
 
         check_no_problems(format_problems(context.formats))
-        self.check(config, {**context.facts, "parent": parent})
+        self.check_applies(config, {**context.facts, "parent": parent})
         model = _trained_model(config, parent, context.facts.get("other"))
         check_no_problems(data_problems(config, model, context.data))
         teacher = context.facts.get("teacher")

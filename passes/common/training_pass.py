@@ -26,7 +26,7 @@ class TrainingPass(Pass[P]):
     tools: ClassVar[tuple[str, ...]] = ("torch", "numpy")
 
     @abstractmethod
-    def check(self, config: P, models: Mapping[str, ModelFacts]) -> None:
+    def check_applies(self, config: P, models: Mapping[str, ModelFacts]) -> None:
         """Check that the fields apply to the models, as far as these are known.
 
         Args:
@@ -47,7 +47,7 @@ class TrainingPass(Pass[P]):
         from compressor.models.checkpoint.finite import check_finite
 
         artifacts = {"parent": parent, **context.artifacts}
-        self.check(config, {role: facts_of(each.model) for role, each in artifacts.items()})
+        self.check_applies(config, {role: facts_of(each.model) for role, each in artifacts.items()})
         for artifact in artifacts.values():
             check_finite(artifact.model)
 

@@ -51,7 +51,7 @@ class Distill(TrainingPass[DistillConfig]):
             *(replace(need, role=OUTPUT) for need in (train, *validation)),
         )
 
-    def check(self, config: DistillConfig, models: Mapping[str, ModelFacts]) -> None:
+    def check_applies(self, config: DistillConfig, models: Mapping[str, ModelFacts]) -> None:
         """Check that the fields fit the student and the teacher."""
         from passes.distill.student import check_models, student_facts
 
@@ -68,7 +68,7 @@ class Distill(TrainingPass[DistillConfig]):
         from passes.common.estimates import training_estimate
         from passes.distill.student import student_facts
 
-        self.check(config, {**context.facts, "parent": parent})
+        self.check_applies(config, {**context.facts, "parent": parent})
         teacher = context.facts.get("teacher", parent)
         student = student_facts(config.student, parent)
         data = context.data.get(config.train)

@@ -56,7 +56,7 @@ class Lora(TrainingPass[LoraConfig]):
         roles = ("parent",) if config.teacher is None else ("parent", "teacher")
         return (*(replace(train, role=role) for role in roles), *validation)
 
-    def check(self, config: LoraConfig, models: Mapping[str, ModelFacts]) -> None:
+    def check_applies(self, config: LoraConfig, models: Mapping[str, ModelFacts]) -> None:
         """Check that the fields apply to the base, and that each target matches something."""
         parent = models["parent"]
         problems = training_problems(config.training, "training", parent)
@@ -77,7 +77,7 @@ class Lora(TrainingPass[LoraConfig]):
         from passes.common.estimates import training_estimate
 
         check_peft("the pass `lora`")
-        self.check(config, {**context.facts, "parent": parent})
+        self.check_applies(config, {**context.facts, "parent": parent})
         return training_estimate(
             parent,
             config.training,

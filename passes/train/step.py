@@ -39,7 +39,7 @@ class Train(TrainingPass[TrainConfig]):
         """Return the data sets to train on and to evaluate; both need labels."""
         return training_needs(config.train, config.validation, "type: train")
 
-    def check(self, config: TrainConfig, models: Mapping[str, ModelFacts]) -> None:
+    def check_applies(self, config: TrainConfig, models: Mapping[str, ModelFacts]) -> None:
         """Check that the fields of the training apply to the model."""
         check_no_problems(training_problems(config.training, "training", models["parent"]))
 
@@ -51,7 +51,7 @@ class Train(TrainingPass[TrainConfig]):
         """
         from passes.common.estimates import training_estimate
 
-        self.check(config, {**context.facts, "parent": parent})
+        self.check_applies(config, {**context.facts, "parent": parent})
         return training_estimate(parent, config.training, data=context.data.get(config.train))
 
     def run(

@@ -77,8 +77,12 @@ def write_gguf_adapter(file: Path, adapter: Path, target: Path) -> int:
             f"{file} does not state the model that it was exported from",
             remedy="export that model again with `export-gguf`",
         )
-    remedy = "export the model that the adapter was trained on with `export-gguf`"
-    check_exported(adapter, str(base.fields[BASE_KEY]), file, remedy)
+    check_exported(
+        adapter,
+        str(base.fields[BASE_KEY]),
+        file,
+        remedy="export the model that the adapter was trained on with `export-gguf`",
+    )
     factors = read_factors(adapter)
     names = _tensor_names(base)
     _check_fit(base, adapter, factors, names)

@@ -30,7 +30,6 @@ from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 Array = np.ndarray[Any, Any]
 _LISTED = 4
 """Modules that a message lists."""
-_EXPORT_BASE = "export the model that the adapter was trained on, with `adapter_slots`"
 _DTYPES: Mapping[str | int, Any] = {
     "tensor(float)": np.float32,
     "tensor(float16)": np.float16,
@@ -66,7 +65,7 @@ class LoadedAdapters:
             dtype = _dtype_of(slots, types, folder)
             self._inputs[None] = slot_inputs(slots, {}, dtype, folder)
             for name, adapter in adapters.items():
-                check_exported(adapter, metadata[BASE_KEY], folder, _EXPORT_BASE)
+                _check_base(adapter, metadata[BASE_KEY], folder)
                 self._inputs[name] = _read_inputs(slots, adapter, dtype)
         self._bound: dict[int, str | None] = {}
 
@@ -110,7 +109,7 @@ def write_onnx_adapter(folder: Path, adapter: Path, target: Path) -> int:
     graph = read_graph(folder)
     metadata = {entry.key: entry.value for entry in graph.metadata_props}
     slots = _slots(folder, metadata)
-    check_exported(adapter, metadata[BASE_KEY], folder, _EXPORT_BASE)
+    _check_base(adapter, metadata[BASE_KEY], folder)
     types = {value.name: value.type.tensor_type.elem_type for value in graph.graph.input}
     dtype = _dtype_of(slots, types, folder)
     inputs = _read_inputs(slots, adapter, dtype)
@@ -169,3 +168,12 @@ def _read_inputs(slots: Sequence[AdapterSlot], adapter: Path, dtype: Any) -> dic
             remedy="copy the adapter again: its weights are not those of its config",
         )
     return inputs
+
+
+def _check_base(adapter: Path, digest: str, folder: Path) -> None:
+    check_exported(
+        adapter,
+        digest,
+        folder,
+        remedy="export the model that the adapter was trained on, with `adapter_slots`",
+    )
