@@ -165,14 +165,14 @@ def _build_masks(folder: Path, progress: Progress) -> None:
         )
         base = np.stack([mask for _, mask in of_split]).astype(np.float32)
         generator = np.random.default_rng([7, index])
-        masks = _render_variants(base, RENDERINGS[split], generator, augment=split == "train")
+        masks = render_variants(base, RENDERINGS[split], generator, augment=split == "train")
         with writing(folder):
             np.save(folder / f"masks-{split}.npy", masks)
             np.save(folder / f"glyphs-{split}.npy", facts)
         progress("icons", index + 1, len(SPLITS))
 
 
-def _render_variants(
+def render_variants(
     base_NSS: Array, count: int, generator: np.random.Generator, *, augment: bool
 ) -> Array:
     """Return ``count`` renderings of each mask, uint8 [N, count, CELL, CELL].
