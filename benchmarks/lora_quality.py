@@ -5,9 +5,9 @@
 STORE holds the artifacts of examples/smollm2/lora.yaml: the float model, its `awq` artifact
 (`int4`), and the adapters `int4-adapter` and `float-adapter`. TEXT is a folder of .txt files of
 the domain that were not trained on. The other domain is the language reference in Python's own
-`pydoc_data`: what an adapter forgets shows there. Each adapter is also measured on the model that it
-was not trained on (its values are added in torch, past the check of the base), and the one of the
-packed model from a package of 8 bits.
+`pydoc_data`: what an adapter forgets shows there. Each adapter is also measured on the model that
+it was not trained on (its values are added in torch, past the check of the base), and the one of
+the packed model from a package of 8 bits.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def main() -> None:
             if adapter is not None:
                 module = add_adapter(module, adapter)
             values = [perplexity(module, ids_BT) for ids_BT in texts]
-            print(f"{name}: {values[0]:.3f} on the domain, {values[1]:.3f} on the other", flush=True)
+            print(f"{name}: {values[0]:.3f} on the domain, {values[1]:.3f} on the other")
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ def test_texts_find_images_and_images_any_of_their_texts():
 def test_names_of_classes_as_captions_are_zero_shot_classification():
     # Four images of three classes. The second image is nearest to the name of another class.
     data = Pairs(
-        [[1, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]],
+        [[1, 0, 0], [0, 0.9, 0], [0, 1, 0], [0, 0, 1]],
         [[1, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]],
         [0, 1, 2, 3],
     )
