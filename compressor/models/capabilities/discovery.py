@@ -21,15 +21,13 @@ from compressor.models.capabilities.valid_positions import ValidPositions
 
 _MASK = "attention_mask"
 _RECORDING_AXES = {"samples", "frames"}
-_DECODER_AXIS = "decoder_tokens"
 
 
 def _valid_positions(signature: Signature) -> ValidPositions:
     mask = next((spec for spec in signature.inputs if spec.name == _MASK), None)
     if mask is None:
         return ValidPositions()
-    names = (spec.name for spec in signature.inputs if spec.shape[-1] == _DECODER_AXIS)
-    return ValidPositions(_MASK, mask.shape[-1] in _RECORDING_AXES, next(names, None))
+    return ValidPositions(_MASK, mask.shape[-1] in _RECORDING_AXES)
 
 
 def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:

@@ -137,12 +137,12 @@ def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
 
 
 def _masks_recordings(module: PreTrainedModel, task: Task) -> bool:
-    """Return True for a class that takes recordings of any length and was trained with masks.
+    """Return True for an encoder of recordings of any length that was trained with masks.
 
     Those of wav2vec 2.0 whose first norm is over groups of channels were not: they take padding for
-    silence.
+    silence. The cross-attention of an encoder-decoder needs a mask of frames, not of samples.
     """
-    if task.inputs != "audio" or _groups_channels(module):
+    if task.inputs != "audio" or task.decodes or _groups_channels(module):
         return False
     name = SAMPLES if SAMPLES in _parameters(module) else FEATURES
     return not {"samples", "frames"}.isdisjoint(_LAYOUTS[name][0](module, name).shape)

@@ -342,13 +342,6 @@ def test_a_large_detector_that_was_not_run_has_its_boxes(monkeypatch):
     assert description.signature.outputs == ("logits", "pred_boxes")
 
 
-def test_recordings_of_any_length_have_a_mask():
-    for name in ("moonshine", "speech_to_text"):
-        assert "attention_mask" in [spec.name for spec in describe(_further(name)).signature.inputs]
-    inputs = describe(CLASSES["whisper"].config().to_dict()).signature.inputs
-    assert "attention_mask" not in [spec.name for spec in inputs]
-
-
 def test_a_large_class_that_was_not_run_is_noted(tmp_path, monkeypatch):
     """BART's classifier looks for the ends of texts, which tensors without values do not show."""
     FURTHER_CLASSES["bart-class"].build().save_pretrained(tmp_path)
