@@ -260,7 +260,7 @@ def _lint_graph(path: Path, target: str, *, as_json: bool) -> bool:
     from compressor.graphs.lint.targets import parse_target
 
     parsed = parse_target(target, CONSUMERS)
-    graph = read_graph(path / "model" if (path / "model").is_dir() else path)
+    graph = read_graph(_graph_path(path, target))
     contents = graph_contents(graph).rows()
     problems = [str(problem) for problem in lint_graph(graph, parsed)]
     if as_json:
@@ -273,6 +273,27 @@ def _lint_graph(path: Path, target: str, *, as_json: bool) -> bool:
         for line in problems or [f"no problems for {target}"]:
             print_line(line)
     return bool(problems)
+
+
+def _graph_path(path: Path, target: str) -> Path:
+    """Return the file or folder of a graph.
+
+    Raises:
+        UsageError: a model of another format is there.
+    """
+    from compressor.graphs.files import MODEL
+    from compressor.runtimes.formats import recognizing_formats
+
+    path = path / "model" if (path / "model").is_dir() else path
+    if not path.exists() or path.suffix == ".onnx" or (path / MODEL).is_file():
+        return path
+    if formats := recognizing_formats(path):
+        raise UsageError(
+            f"{path} is of the format {formats[0].name!r}, and {target} is checked on ONNX graphs",
+            remedy="name the artifact of `export-onnx`; packed checkpoints are checked with "
+            "`--target vllm` or `--target transformers`",
+        )
+    return path
 
 
 def _lint_checkpoint(path: Path, target: str, options: Mapping[str, Any], *, as_json: bool) -> bool:
