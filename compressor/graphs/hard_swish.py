@@ -1,6 +1,6 @@
-"""Restore x · HardSigmoid(x) where exporters have written x · clip(x + 3, 0, 6) / 6.
+"""Write hard swish as x · HardSigmoid(x): its operator, and x · clip(x + 3, 0, 6) / 6.
 
-ONNX Runtime computes it in 0.57 of the time (one thread, 0.5 million values).
+ONNX Runtime computes it in 0.57 of the time of the latter (one thread, 0.5 million values).
 """
 
 from __future__ import annotations
@@ -21,23 +21,40 @@ def restore_hard_swish(model: ir.Model) -> int:
         group = _match(node)
         if group is None:
             continue
-        x, last = group
-        sigmoid = ir.node(
-            "HardSigmoid", [x], {"alpha": _SLOPE, "beta": 0.5}, name=f"{last.name}.hard_sigmoid"
-        )
-        output = last.outputs[0]
-        gate = sigmoid.outputs[0]
-        gate.name, gate.type, gate.shape = f"{output.name}.gate", output.type, output.shape
-        product = ir.node("Mul", [x, gate], name=last.name)
-        model.graph.insert_before(last, [sigmoid, product])
-        result = product.outputs[0]
-        result.type, result.shape = output.type, output.shape
-        output.replace_all_uses_with(result, replace_graph_outputs=True)
-        name = output.name
-        model.graph.remove(last, safe=True)
-        result.name = name
+        _replace(model, *group)
         count += 1
     return count
+
+
+def split_hard_swish(model: ir.Model) -> None:
+    """Replace the operator HardSwish by HardSigmoid and Mul in the main graph, in place.
+
+    ONNX Runtime executes it as these two in any case, and multiplies integers where they are apart
+    (``integer_gates``).
+    """
+    for node in list(model.graph):
+        x = node.inputs[0] if node.op_type == "HardSwish" and not node.domain else None
+        if x is None or x.dtype not in _TYPES:
+            continue
+        _replace(model, x, node)
+
+
+def _replace(model: ir.Model, x: ir.Value, last: ir.Node) -> None:
+    """Replace the node that computes hard swish of x by HardSigmoid and Mul."""
+    output = last.outputs[0]
+    sigmoid = ir.node(
+        "HardSigmoid", [x], {"alpha": _SLOPE, "beta": 0.5}, name=f"{last.name}.hard_sigmoid"
+    )
+    gate = sigmoid.outputs[0]
+    gate.name, gate.type, gate.shape = f"{output.name}.gate", output.type, output.shape
+    product = ir.node("Mul", [x, gate], name=last.name)
+    model.graph.insert_before(last, [sigmoid, product])
+    result = product.outputs[0]
+    result.type, result.shape = output.type, output.shape
+    output.replace_all_uses_with(result, replace_graph_outputs=True)
+    name = output.name
+    model.graph.remove(last, safe=True)
+    result.name = name
 
 
 def _match(add: ir.Node) -> tuple[ir.Value, ir.Node] | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from compressor.graphs.integer_gates import gate_start
 from compressor.graphs.values import constant_array
 from compressor.models.quantized.quantization import Target
 
@@ -149,7 +150,7 @@ class _Regions:
                 continue
             self._computed.update((value, *node.outputs))
             for operand in _rounded_operands(node):
-                if operand not in self._rounded:
+                if operand not in self._rounded and not self._is_gate(operand):
                     self._rounded[operand] = None
                     pending.append(operand)
         return tuple(self._describe(value) for value in self._rounded)
@@ -177,6 +178,17 @@ class _Regions:
             self._joined[node] = self._can_join(node)
         return self._joined[node]
 
+    def _is_gate(self, value: ir.Value) -> bool:
+        """Return True for a hard sigmoid of a rounded value, which has the integers of its operand.
+
+        See ``integer_gates``.
+        """
+        node = value.producer()
+        if node is None or node.op_type != "HardSigmoid" or node.domain:
+            return False
+        source = _operand(node, 0)
+        return source in self._rounded and gate_start(source) is not None
+
     def _can_join(self, node: ir.Node) -> bool:
         if node.domain or node.op_type not in _MOVES | _COMPUTES or not _has_integer_form(node):
             return False
@@ -185,7 +197,8 @@ class _Regions:
 
     def _is_rounded(self, value: ir.Value) -> bool:
         producer = _producer_before_clip(value)
-        return value in self._rounded or (producer is not None and self._joins(producer))
+        is_joined = producer is not None and self._joins(producer)
+        return value in self._rounded or is_joined or self._is_gate(value)
 
     def _grid_of(self, value: ir.Value) -> ir.Value:
         node = value.producer()
@@ -221,6 +234,10 @@ def _has_integer_form(node: ir.Node) -> bool:
     """Return True if ONNX Runtime has an integer kernel for a node."""
     if any(value.dtype != ir.DataType.FLOAT for value in _rounded_operands(node)):
         return False
+    if node.op_type == "MaxPool":
+        # Its kernel for integers is fast behind a convolution alone, which leaves channels last.
+        producer = _producer_before_clip(_operand(node, 0))
+        return producer is None or producer.op_type != "Mul"
     if node.op_type == "Resize":
         return node.attributes.get_string("mode", "nearest") == "nearest"
     return not any(constant_array(value) is not None for value in _rounded_operands(node))

@@ -9,6 +9,7 @@ Shapes: D directions, G four gates of each hidden unit, K inputs or hidden units
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 
 import numpy as np
 import onnx_ir as ir
@@ -27,9 +28,19 @@ WeightScales = Callable[[Array], Array]
 
 
 def float_lstms(model: ir.Model) -> dict[str, ir.Node]:
-    """Return the LSTM layers that can have INT8 weights, by their names or those of the results."""
-    nodes = (node for node in model.graph if node.op_type == "LSTM" and not node.domain)
-    return {lstm_name(node): node for node in nodes if _is_supported(node)}
+    """Return the LSTM layers that can have INT8 weights, by their names or those of the results.
+
+    Those in branches and loops too. Branches may repeat a name: the second one has a number.
+    """
+    layers: dict[str, ir.Node] = {}
+    for node in model.graph.all_nodes():
+        if node.op_type == "LSTM" and not node.domain and _is_supported(node):
+            name = lstm_name(node)
+            numbered = (f"{name}.{number}" for number in count(2))
+            layers[name if name not in layers else next(n for n in numbered if n not in layers)] = (
+                node
+            )
+    return layers
 
 
 def lstm_name(node: ir.Node) -> str:
@@ -57,6 +68,8 @@ def store_integer_lstm(model: ir.Model, node: ir.Node, scales: WeightScales) -> 
         integers_DKG = np.ascontiguousarray(integers_DGK.astype(np.int8).transpose(0, 2, 1))
         stored = add_initializer(model.graph, f"{weight.name}.integers", integers_DKG)
         node.replace_input_with(position, stored)
+        if not weight.uses() and isinstance(weight.graph, ir.Graph):
+            del weight.graph.initializers[str(weight.name)]
         quantization += [scales_DG, np.zeros(scales_DG.shape, np.int8)]
     node.resize_inputs(_OPERANDS + len(quantization))
     for index, array in enumerate(quantization):

@@ -20,9 +20,16 @@ from calibration.table import Range
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError
+from compressor.graphs.activation_limits import activation_limits
 from compressor.graphs.embeddings import store_integer_tables
 from compressor.graphs.gemms import split_gemm
-from compressor.graphs.integer_regions import Product, float_products, rounded_values
+from compressor.graphs.integer_gates import gate_start, store_integer_gates
+from compressor.graphs.integer_regions import (
+    Product,
+    RoundedValue,
+    float_products,
+    rounded_values,
+)
 from compressor.graphs.qdq import store_integer_weights
 from compressor.graphs.rounding_nodes import round_value, round_weight
 from compressor.graphs.values import Array, constant_array
@@ -70,12 +77,15 @@ class IntegerGraphs:
             for product in float_products(model)
             if product.name in wanted
         ]
-        for rounded in rounded_values(products, self.config.target):
+        values = rounded_values(products, self.config.target)
+        starts = [self._gate_start(rounded) for rounded in values]
+        for rounded, start in zip(values, starts, strict=True):
             range_ = self.ranges[str(rounded.grid_of.name)]
-            scale, zero = self._grid(range_)
+            scale, zero = self._grid(range_) if start is None else _grid_from(start, range_)
             round_value(model, rounded, scale, zero)
         for product in products:
             round_weight(model, product, _weight_scales(product))
+        store_integer_gates(model)
         store_layers(model, wanted, _row_scales)
         corrected = 0
         if self.config.bias_correction:
@@ -86,6 +96,15 @@ class IntegerGraphs:
             tables = store_integer_tables(model, self.config.ignore)
         return IntegerGraph(model, corrected, tables)
 
+    def _gate_start(self, rounded: RoundedValue) -> float | None:
+        """Return the value at which the gates that read a value are 0, if nothing below counts."""
+        range_ = self.ranges[str(rounded.grid_of.name)]
+        value = rounded.value
+        start = gate_start(value) if self.config.target == "onnxruntime" else None
+        if start is None or rounded.grid_of is not value or not range_.minimum < 0 < range_.maximum:
+            return None
+        return start if activation_limits(value)[0] == start else None
+
     def _grid(self, range_: Range) -> tuple[Array, Array]:
         """Return scale and zero-point of an activation."""
         symmetric = self.config.target == "tensorrt"
@@ -94,6 +113,13 @@ class IntegerGraphs:
         )
         zero = np.zeros((), np.int8) if symmetric else np.array(-grid.lowest, np.uint8)
         return activation_scale(range_, grid).numpy(), zero
+
+
+def _grid_from(start: float, range_: Range) -> tuple[Array, Array]:
+    """Return scale and zero-point of a grid that begins exactly at a value below 0."""
+    end = min(range_.maximum, range_.bound)
+    zero = max(1, int(-start / (end - start) * ((1 << _BITS) - 1)))
+    return np.array(-start / zero, np.float32), np.array(zero, np.uint8)
 
 
 def _weight_scales(product: Product) -> Array:
@@ -128,12 +154,15 @@ def observe_ranges(
         options["percentile"] = calibration.percentile
     observers = TensorObservers(lambda: create_observer(calibration.observer, **options))
     # Those that are moved are observed too: they have grids of their own where fewer are integer.
-    names = [str(each.value.name) for each in rounded_values(products, config.target)]
+    rounded = rounded_values(products, config.target)
+    names = [str(each.value.name) for each in rounded]
+    limits = {str(each.value.name): activation_limits(each.value) for each in rounded}
     done = 0
 
     def observe(name: str, values: Array, batch: Batch) -> None:
         nonlocal done
-        observers.observe(name, torch.from_numpy(np.ascontiguousarray(valid_values(values, batch))))
+        reached = np.clip(valid_values(values, batch), *limits[name])
+        observers.observe(name, torch.from_numpy(np.ascontiguousarray(reached)))
         done += 1
         context.progress("ranges", done, len(names) * len(feeds), {})
 

@@ -101,7 +101,8 @@ def _product_problems(
 ) -> Iterator[tuple[str, str]]:
     """Yield a problem if no product can be quantized.
 
-    LSTM and transposed convolutions count, in branches too, though only those outside are stored.
+    LSTM and transposed convolutions count, in branches too, though of the latter only those outside
+    are stored.
     """
     present = contents.products if config.simplify else contents.stored_products
     kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())

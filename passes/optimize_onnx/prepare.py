@@ -13,7 +13,7 @@ from compressor.graphs.constant_transposes import fold_transposes
 from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model, read_graph, typed_model
-from compressor.graphs.hard_swish import restore_hard_swish
+from compressor.graphs.hard_swish import restore_hard_swish, split_hard_swish
 from compressor.graphs.simplify import simplify
 from compressor.graphs.upgrade import upgrade_opset
 from compressor.graphs.values import remove_unused
@@ -52,6 +52,8 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
         remove_unused(graph.graph)
         if config.precision in OPSETS:
             fold_transposes(graph)
+    if config.precision == "int8" and config.target == "onnxruntime":
+        split_hard_swish(graph)
     before = graph.opset_imports.get("", 1)
     opset = OPSETS.get(config.precision, 0)
     if before < opset:

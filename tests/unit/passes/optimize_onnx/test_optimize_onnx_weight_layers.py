@@ -148,3 +148,45 @@ def test_a_graph_that_shares_weights_is_measured_with_saturating_products(tmp_pa
     result = Optimized(model, tmp_path, {"x": x}, precision="int8", simplify=False)
     [note] = [note for note in result.notes if "lacks VNNI" in note]
     assert "as layers share a weight" in note
+
+
+@pytest.mark.parametrize("own_weights", [True, False])
+def test_lstm_layers_in_branches_multiply_integers(tmp_path, own_weights):
+    """Branches as exporters write them: with the same names of nodes and weights in each."""
+    weights = {
+        "w": weight(1, 4 * HIDDEN, 12) * 6,
+        "r": weight(1, 4 * HIDDEN, HIDDEN) * 4,
+    }
+    branches = [
+        onnx.helper.make_graph(
+            [node("LSTM", f"{source} w r", f"out_{source}", hidden_size=HIDDEN)],
+            source,
+            [],
+            [onnx.helper.make_tensor_value_info(f"out_{source}", TensorProto.FLOAT, None)],
+            [onnx.numpy_helper.from_array(a, n) for n, a in weights.items() if own_weights],
+        )
+        for source in ("frames", "doubled")
+    ]
+    for branch in branches:
+        branch.node[0].name = "lstm"
+    nodes = [
+        node("Add", "frames frames", "doubled"),
+        node("ReduceSum", "frames", "total", keepdims=0),
+        node("Greater", "total zero", "positive"),
+        onnx.helper.make_node(
+            "If", ["positive"], ["states"], then_branch=branches[0], else_branch=branches[1]
+        ),
+    ]
+    outer = {"zero": np.float32(0), **({} if own_weights else weights)}
+    model = graph(nodes, outer, {"frames": [20, 1, 12]}, {"states": None}, opset=14)
+    result = Optimized(model, tmp_path, {"frames": FRAMES})
+    inner = [
+        each.op_type
+        for branch in next(n for n in result.graph.node if n.op_type == "If").attribute
+        for each in branch.g.node
+    ]
+    assert inner == ["DynamicQuantizeLSTM"] * 2
+    assert result.summary["products"] == 2
+    before, after = result.sizes()
+    assert after < (0.5 if own_weights else 0.7) * before
+    assert 0 < result.summary["against_parent"]["states"]["relative_error"] < 0.3
