@@ -13,7 +13,8 @@ integer products saturate, both are computed with float products between the rou
 operators that are integer in the file, as those of dynamic quantization are. Latency is the ratio
 to the float model in ONNX Runtime on the CPU, median and range over interleaved rounds in random
 order.
-With as many threads as cores, other load makes single tools many times slower: use one thread then.
+With as many threads as cores, other load makes single tools many times slower: use one thread
+then, whose processor time is measured.
 """
 
 from __future__ import annotations

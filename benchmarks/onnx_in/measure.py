@@ -86,7 +86,11 @@ def compare(expected: Sequence[Array], actual: Sequence[Array]) -> dict[str, flo
 
 
 def latency(files: Sequence[Path], arrays: Arrays, rounds: int, threads: int) -> list[Ratio]:
-    """Return the latency of each file relative to the first; samples are called in turn."""
+    """Return the latency of each file relative to the first; samples are called in turn.
+
+    With one thread it is the processor time of that thread, in which other load does not count.
+    """
+    now = time.thread_time_ns if threads == 1 else time.perf_counter_ns
     sessions = [open_model(file, threads) for file in files]
     samples = feeds(sessions[0], arrays)[:32]
     repeats = [_repeats(session, samples) for session in sessions]
@@ -96,9 +100,9 @@ def latency(files: Sequence[Path], arrays: Arrays, rounds: int, threads: int) ->
             times = []
             for call in range(repeats[index]):
                 sample = samples[call % len(samples)]
-                start = time.perf_counter_ns()
+                start = now()
                 sessions[index].run(None, sample)
-                times.append((time.perf_counter_ns() - start) / 1e6)
+                times.append((now() - start) / 1e6)
             medians[index].append(statistics.median(times))
     return [summarize(own, medians[0]) for own in medians]
 
