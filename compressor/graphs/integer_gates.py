@@ -68,7 +68,7 @@ def _gate(model: ir.Model, node: ir.Node) -> ir.Value | None:
     if abs(int(zero) * float(scale) + start) > _TOLERANCE * float(scale):
         return None
     name = str(node.outputs[0].name)
-    step = np.float32(float(scale) / (end - start))
+    step = np.array(float(scale) / (end - start), np.float32)
     if (highest := round(1 / float(step))) < _HIGHEST:
         top = add_initializer(model.graph, f"{name}.highest", np.array(highest, np.uint8))
         clip = ir.node("Clip", [integers, None, top], name=f"{name}.clip")
