@@ -12,7 +12,8 @@ from onnxscript import ir
 from compressor.data.contract import Batch
 from compressor.engine.contract import PassContext
 from compressor.errors import NumericalError, ParityError
-from compressor.graphs.files import load_typed_model
+from compressor.graphs.files import load_typed_model, read_graph
+from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.saving import exceeds_protobuf, save_model
 from compressor.runtimes.formats import open_session
 from compressor.runtimes.onnxruntime.integer_kernels import (
@@ -39,6 +40,16 @@ _HALF_STEPS = 4 * 2.0**-24
 _LEAVE_OUT = "leave this step out: the graph cannot be simplified"
 _NOISE_FACTOR = 10
 """Largest error, in those of the parent itself computed in another order."""
+_RANDOM = frozenset(
+    {
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+        "Multinomial",
+        "Bernoulli",
+    }
+)
 _FAR: Mapping[Precision, float] = {"fp16": 0.05, "int8": 0.3, "int4": 0.5}
 """Relative error of an output from which a conversion is hardly of use."""
 _FAR_REMEDIES: Mapping[Precision, str] = {
@@ -194,6 +205,12 @@ def _opens_exactly(out: Path, feeds: Batch, threads: int) -> bool:
         return EXACT_RUNTIME in session.runtime
 
 
+def _random_operators(parent: Path) -> list[str]:
+    """Return the operators of a graph that draw random numbers."""
+    nodes = GraphIndex(read_graph(parent)).nodes
+    return sorted({node.op_type for node in nodes if node.op_type in _RANDOM and not node.domain})
+
+
 def compare_with_parent(
     config: OptimizeOnnxConfig,
     parent: Path,
@@ -229,6 +246,12 @@ def compare_with_parent(
             "this processor lacks VNNI, and by default ONNX Runtime saturates large sums of "
             f"integer products on it, with a relative error of {saturated}. {measured}"
         )
+    if drawn := _random_operators(parent):
+        context.note(
+            f"outputs differ from call to call, and so from the parent, as {', '.join(drawn)} "
+            "draw random numbers"
+        )
+        return differences
     limit = _FAR.get(config.precision, 1.0)
     far = [
         f"{name} ({each.describe()})"

@@ -19,6 +19,9 @@ from passes.tensorrt.offenders import (
     precision_offenders,
 )
 
+_CLASSICAL = "ai.onnx.ml"
+"""Domain of the operators of classical models."""
+
 
 def check_planned_graph(config: TensorRTConfig, parent: ModelFacts) -> None:
     """Check everything that the plan knows about the graph.
@@ -26,8 +29,22 @@ def check_planned_graph(config: TensorRTConfig, parent: ModelFacts) -> None:
     Raises:
         RequirementError: TensorRT refuses the graph, or fields do not fit it; all are named.
     """
-    offenders = [] if parent.graph is None else list(_graph_offenders(config, parent.graph))
+    offenders = list(_domain_offenders(parent))
+    if parent.graph is not None:
+        offenders += _graph_offenders(config, parent.graph)
     check_no_offenders([*offenders, *_profile_offenders(config, parent)], config.targets)
+
+
+def _domain_offenders(parent: ModelFacts) -> Iterator[Offender]:
+    """Yield the operators of classical models, such as trees, which TensorRT does not have."""
+    contents = None if parent.graph_contents is None else parent.graph_contents()
+    operators = {} if contents is None else (contents.domains or {}).get(_CLASSICAL, {})
+    if operators:
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(operators.items()))
+        yield Offender(
+            f"the graph has operators of {_CLASSICAL}, which TensorRT does not have: {listed}",
+            "leave this step out: ONNX Runtime executes them, `export-ort` writes its own format",
+        )
 
 
 def _graph_offenders(config: TensorRTConfig, graph: PlannedGraph) -> Iterator[Offender]:

@@ -15,6 +15,8 @@ from compressor.graphs.files import load_typed_model
 from compressor.runtimes.formats import format_named
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from passes.optimize_onnx.step import OptimizeOnnx
+from passes.tensorrt.config import TensorRTConfig
+from passes.tensorrt.planned_graph import check_planned_graph
 from tests.support.cli import cli
 from tests.support.engines import node
 from tests.support.foreign_graphs import Optimized, branched, graph, half, residual_network, weight
@@ -367,3 +369,6 @@ def test_a_graph_of_trees_is_refused_by_the_plan(tmp_path, precision):
         plan(model, tmp_path, precision=precision, calibration=CALIBRATION)
     assert "leave this step out" in str(error.value.remedy)
     assert "fp16" not in str(error.value.remedy)
+    config = TensorRTConfig.model_validate({"targets": ("sm86",), "precision": "fp32"})
+    with pytest.raises(RequirementError, match="which TensorRT does not have: 1 TreeEnsemble"):
+        check_planned_graph(config, format_named("onnx").facts(tmp_path))

@@ -154,3 +154,15 @@ def test_outputs_that_were_all_zero_may_not_become_others(tmp_path, monkeypatch)
     monkeypatch.setattr(verification, "prepare_graph", wrong)
     with pytest.raises(ParityError, match="y "):
         Optimized(model, tmp_path, {"x": ROWS}, precision="int8", simplify=False)
+
+
+def test_random_numbers_are_named_where_outputs_differ(tmp_path):
+    nodes = [
+        node("RandomNormalLike", "x", "noise", scale=5.0),
+        node("Add", "x noise", "s"),
+        node("MatMul", "s w", "y"),
+    ]
+    model = graph(nodes, {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": ["N", 8]})
+    notes = Optimized(model, tmp_path, {"x": ROWS}).notes
+    assert any("as RandomNormalLike draw random numbers" in note for note in notes)
+    assert not any("far from the parent" in note for note in notes)
