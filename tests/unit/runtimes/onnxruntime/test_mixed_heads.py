@@ -3,9 +3,13 @@
 import numpy as np
 import onnx
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, RequirementError
+from compressor.graphs.decoder.adapter_slots import SLOTS_KEY, slot_inputs, slots_from_json
+from compressor.models.adapters.factors import Factors
 from compressor.models.attention_patterns.record import (
     AttentionPattern,
     LocalHeads,
@@ -159,3 +163,27 @@ def test_what_cannot_express_a_pattern_is_refused(tmp_path):
     write_attention_pattern(AttentionPattern(layers=PATTERN.layers[:2]), parent.model)
     with pytest.raises(ModelError, match="2 entries, and the model has 3 layers"):
         export_decoder(parent, tmp_path / "other")
+
+
+def test_the_factors_of_an_adapter_follow_the_heads(tmp_path):
+    """A factor beside a projection computes what its product, added to the weight, does."""
+    parent = save_mixed(tmp_path / "torch", "tiny-llama")
+    targets = ("q_proj", "k_proj", "v_proj", "o_proj")
+    fields = {**FIELDS, "decoder": {"adapter_slots": targets}}
+    export_decoder(parent, tmp_path / "onnx", fields)
+    weights, rng = load_file(parent.model / "model.safetensors"), np.random.default_rng(0)
+    factors = {}
+    for name in [name for name in weights if name.split(".")[-2] in targets]:
+        outputs, inputs = weights[name].shape
+        a_IR, b_RO = (
+            rng.normal(size=shape).astype(np.float32) for shape in ((inputs, 2), (2, outputs))
+        )
+        factors[name.removesuffix(".weight")] = Factors(0.1 * a_IR, b_RO)
+        weights[name] = weights[name] + torch.from_numpy(0.1 * a_IR @ b_RO).T
+    save_file(weights, parent.model / "model.safetensors", {"format": "pt"})
+    metadata = {p.key: p.value for p in onnx.load(tmp_path / "onnx" / "model.onnx").metadata_props}
+    slots = slots_from_json(metadata[SLOTS_KEY], tmp_path)
+    decoder = OnnxDecoder(tmp_path / "onnx", 1, capacity=CONTEXT)
+    adapter = slot_inputs(slots, factors, np.float32, tmp_path)
+    decoder._decode_session.bind_inputs(adapter)
+    assert_same(decoder.forward(TOKENS[:1], logits_to_keep=0)[0], logits_of(parent)[0])
