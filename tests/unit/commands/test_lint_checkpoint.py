@@ -91,7 +91,6 @@ def test_a_float_checkpoint_and_an_empty_folder_are_refused(packed: Path, tmp_pa
         assert message in done.stderr
 
 
-<<<<<<< HEAD
 def test_an_adapter_is_listed_with_the_options_that_serve_it(packed: Path, tmp_path: Path) -> None:
     shapes = {"model.layers.0.self_attn.q_proj": (64, 64)}
     adapter = write_random_adapter(packed, tmp_path / "adapter", shapes)
@@ -125,7 +124,8 @@ def test_an_adapter_of_another_base_is_an_error(packed: Path, tmp_path: Path) ->
     done = cli("lint", adapter, "--target", "vllm")
     assert done.returncode == 2
     assert "is not the base of the adapter" in done.stderr
-=======
+
+
 def test_a_model_of_another_format_is_no_graph(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     for folder, name in ((packed, "packed"), (tmp_path, "gguf")):
@@ -133,4 +133,3 @@ def test_a_model_of_another_format_is_no_graph(packed: Path, tmp_path: Path) -> 
         assert done.returncode == 2
         assert f"{folder} is of the format '{name}', and onnxruntime is checked on" in done.stderr
         assert "name the artifact of `export-onnx`" in done.stderr
->>>>>>> ba010bc3 (lint names the format of a model that is no graph)
