@@ -24,7 +24,7 @@ VOCABULARY = 151_552
 SPECIAL_TOKENS = ("image", "video", "image_start", "image_end", "video_start", "video_end")
 
 
-def config(layers: int) -> dict[str, Any]:
+def config(layers: int, vocabulary: int = VOCABULARY) -> dict[str, Any]:
     """Return config.json."""
     return {
         "model_type": "glm4v",
@@ -32,12 +32,12 @@ def config(layers: int) -> dict[str, Any]:
         "dtype": "bfloat16",
         "tie_word_embeddings": False,
         **{
-            f"{name}_token_id": VOCABULARY - 6 + number
+            f"{name}_token_id": vocabulary - 6 + number
             for number, name in enumerate(SPECIAL_TOKENS)
         },
         "text_config": {
             "model_type": "glm4v_text",
-            "vocab_size": VOCABULARY,
+            "vocab_size": vocabulary,
             "hidden_size": 4096,
             "intermediate_size": 13_696,
             "num_hidden_layers": layers,

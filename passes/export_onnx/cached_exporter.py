@@ -12,7 +12,10 @@ from passes.common.field_problems import FieldProblem, set_fields
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.contract import Exporter
 
-_BUILT_ONLY = ("target", "int8_embeddings", "int8_kv_cache", "accuracy_level", "adapter_slots")
+_BUILT_ONLY = (
+    *("target", "int8_embeddings", "int8_kv_cache", "accuracy_level"),
+    *("stacked_heads", "adapter_slots"),
+)
 """Fields of `decoder` that choose operators of a graph that is built."""
 _REASONS = {
     "dynamic": "batch and tokens always vary in the graph of a language model",

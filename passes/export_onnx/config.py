@@ -89,6 +89,14 @@ class DecoderConfig(Record):
     fails with 4. Not for `target: portable`, and only where weights are packed or
     `int8_embeddings` is set."""
 
+    stacked_heads: bool = True
+    """Compute the attention of a single token with all query heads of a key head as rows of one
+    product, where at least four query heads share one. Keys and values are then read once instead
+    of once for each query head; the result is the same but for float rounding. Set it to false for
+    a machine with more than about four threads for each key head, which have less to share then.
+    Prompts, batches, caches in 8 bits, graphs in float16 and layers with a window keep
+    GroupQueryAttention as it is."""
+
     adapter_slots: Annotated[
         Annotated[tuple[str, ...], Field(min_length=1)] | None, LeftOutOfIds()
     ] = None

@@ -150,8 +150,8 @@ class ExpertNodes:
             "If",
             [condition],
             f"{name}.total",
-            then_branch=then.graph(added, f"{name}.then"),
-            else_branch=otherwise.graph(same, f"{name}.else"),
+            then_branch=then.graph([added], f"{name}.then"),
+            else_branch=otherwise.graph([same], f"{name}.else"),
         )
 
     def _expert(self, number: int, x_RH: ir.Value, name: str) -> ir.Value:

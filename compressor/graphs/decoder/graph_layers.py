@@ -44,6 +44,8 @@ class GraphLayers:
     groups: tuple[LinearGroup, ...]
     head: str
     hidden: int
+    heads: int
+    key_heads: int
     tied: bool
     """True if the head shares the weight of the embedding."""
     stores_transposed: bool = False
@@ -75,6 +77,8 @@ def graph_layers(tree: Mapping[str, Any]) -> GraphLayers:
         ),
         head=names.head,
         hidden=sizes.hidden,
+        heads=sizes.heads,
+        key_heads=sizes.key_heads,
         tied=sizes.tied,
         stores_transposed=architecture.transposed,
     )
@@ -114,5 +118,7 @@ def _tabulated(tree: Mapping[str, Any], shape: DecoderShape) -> GraphLayers:
         ),
         head=LM_HEAD,
         hidden=shape.hidden,
+        heads=shape.heads,
+        key_heads=shape.key_heads,
         tied=shape.tied,
     )

@@ -7,6 +7,7 @@ in ``operators``.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
@@ -25,6 +26,12 @@ from compressor.graphs.decoder.operators import (
     RotaryTables,
     outputs_of,
 )
+from compressor.graphs.decoder.stacked_heads import (
+    StackedRows,
+    can_stack,
+    stacked_attention,
+    stacked_rows,
+)
 from compressor.graphs.decoder.weights import BlockMatrix, ExpertBlocks
 from compressor.graphs.opsets import DECODER_OPSETS
 
@@ -40,6 +47,7 @@ class OnnxRuntimeOperators(Operators):
     Args:
         accuracy_level: of MatMulNBits: 4 rounds activations to 8 bits, 1 computes in float32.
         dtype: see ``Operators``.
+        stacks_heads: compute one token's attention with the heads stacked (``stacked_heads``).
     """
 
     opsets: ClassVar[Mapping[str, int]] = {"": DECODER_OPSETS["onnxruntime"], MICROSOFT: 1}
@@ -48,10 +56,18 @@ class OnnxRuntimeOperators(Operators):
     has_packed_experts: ClassVar[bool] = True
     bounds_caches: ClassVar[bool] = True
 
-    def __init__(self, accuracy_level: int, dtype: ir.DataType = ir.DataType.FLOAT) -> None:
+    def __init__(
+        self,
+        accuracy_level: int,
+        dtype: ir.DataType = ir.DataType.FLOAT,
+        *,
+        stacks_heads: bool = False,
+    ) -> None:
         super().__init__(dtype)
         self.accuracy_level = accuracy_level
+        self.stacks_heads = stacks_heads
         self._bounded: dict[CacheBound, BoundedRows] = {}
+        self._stacked: StackedRows | None = None
 
     def rms_norm(self, x: ir.Value, weight: ir.Value, epsilon: float, name: str) -> ir.Value:
         """Return RMSNorm over the last axis."""
@@ -172,12 +188,14 @@ class OnnxRuntimeOperators(Operators):
             cast = self.op("Cast", [scales], cast_name, to=self.dtype)
         return data, cast, zeros
 
-    def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:  # noqa: ARG002
+    def read_mask(self, ids: ir.Value, mask: ir.Value) -> None:
         """Append int32 [B], the index of each sequence's last token, and int32, P + T."""
+        self._ids = ids
         counts = self.op("ReduceSum", [mask, self.ints(1)], "lengths.counts", keepdims=0)
         last = self._last = self.op("Sub", [counts, self.ints(1)], "lengths.last")
         shape = self.op("Shape", [mask], "total.shape")
         total = self.op("Gather", [shape, self.constant("one", np.array(1))], "total.long")
+        self._long_total = total
         self._lengths = self.op("Cast", [last], "lengths", to=ir.DataType.INT32)
         self._total = self.op("Cast", [total], "total", to=ir.DataType.INT32)
 
@@ -201,20 +219,47 @@ class OnnxRuntimeOperators(Operators):
 
     def attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionResult:
         """Return causal attention with rotary positions over the cache and the new tokens."""
-        name, rotary = inputs.name, inputs.rotary
-        query, key, value = inputs.query, inputs.key, inputs.value
+        inputs = self._rotated(inputs, heads)
+        if not (self.stacks_heads and can_stack(inputs, heads)):
+            return AttentionResult(*self._grouped_attention(inputs, heads))
+        group = heads.heads // heads.key_heads
+        if self._stacked is None:
+            values = (self._ids, self._last, self._long_total, inputs.past[0])
+            self._stacked = stacked_rows(self, *values, group=group)
+        with self.branch() as stacked:
+            of_one_token = stacked_attention(self, inputs, heads, self._stacked)
+        with self.branch() as grouped:
+            of_any = self._grouped_attention(inputs, heads)
+        for value in (*of_one_token, *of_any):
+            value.type = ir.TensorType(self.dtype)  # onnx infers no types of contrib operators
+        result = self.op(
+            "If",
+            [self._stacked.applies],
+            f"{inputs.name}.by_length",
+            outputs=3,
+            then_branch=stacked.graph(of_one_token, f"{inputs.name}.one_token"),
+            else_branch=grouped.graph(of_any, f"{inputs.name}.tokens"),
+        )
+        return AttentionResult(*outputs_of(result))
+
+    def _rotated(self, inputs: AttentionInputs, heads: AttentionHeads) -> AttentionInputs:
+        """Return the inputs with rotated queries and keys, if the tables follow the tokens."""
+        rotary, query, key, value = inputs.rotary, inputs.query, inputs.key, inputs.value
+        if rotary is None or not rotary.by_token:
+            return inputs
+        name, in_pairs = inputs.name, heads.rotary_in_pairs
+        if key is None:
+            query, key, value = self.split(query, heads.widths, f"{name}.parts")
+        query = self._rotate(query, rotary, f"{name}.q", heads.heads, in_pairs=in_pairs)
+        key = self._rotate(key, rotary, f"{name}.k", heads.key_heads, in_pairs=in_pairs)
+        return replace(inputs, query=query, key=key, value=value)
+
+    def _grouped_attention(self, inputs: AttentionInputs, heads: AttentionHeads) -> list[ir.Value]:
+        """Append GroupQueryAttention for any number of tokens; its output and both caches."""
         attributes: dict[str, int | float | str] = {}
         tables: list[ir.Value | None] = [None, None]
-        if rotary is None:
-            pass
-        elif rotary.by_token:
-            if key is None:
-                query, key, value = self.split(query, heads.widths, f"{name}.parts")
-            in_pairs = heads.rotary_in_pairs
-            query = self._rotate(query, rotary, f"{name}.q", heads.heads, in_pairs=in_pairs)
-            key = self._rotate(key, rotary, f"{name}.k", heads.key_heads, in_pairs=in_pairs)
-        else:
-            tables = [rotary.cos, rotary.sin]
+        if inputs.rotary is not None and not inputs.rotary.by_token:
+            tables = [inputs.rotary.cos, inputs.rotary.sin]
             attributes = {"do_rotary": 1, "rotary_interleaved": int(heads.rotary_in_pairs)}
         lengths, total, positions, mask = self._lengths, self._total, None, None
         window = inputs.window
@@ -223,7 +268,8 @@ class OnnxRuntimeOperators(Operators):
             lengths, total, mask = rows.lengths, rows.total, rows.mask
             window = window if mask is None else None
             positions = rows.positions if "do_rotary" in attributes else None
-        operands = [query, key, value, *inputs.past, lengths, total, *tables, positions, mask]
+        operands = [inputs.query, inputs.key, inputs.value, *inputs.past]
+        operands += [lengths, total, *tables, positions, mask]
         if heads.cap:
             attributes["softcap"] = heads.cap
         operands.append(inputs.sinks)
@@ -237,7 +283,7 @@ class OnnxRuntimeOperators(Operators):
         output = self.op(
             "GroupQueryAttention",
             _without_trailing_nones(operands),
-            name,
+            inputs.name,
             domain=MICROSOFT,
             outputs=3,
             num_heads=heads.heads,
@@ -246,7 +292,7 @@ class OnnxRuntimeOperators(Operators):
             local_window_size=window or -1,
             **attributes,
         )
-        return AttentionResult(*outputs_of(output))
+        return outputs_of(output)
 
     def _rotate(
         self, x: ir.Value, rotary: RotaryTables, name: str, heads: int, *, in_pairs: bool

@@ -130,10 +130,10 @@ class Branch:
     nodes: list[ir.Node]
     constants: dict[str, ir.Value]
 
-    def graph(self, output: ir.Value, name: str) -> ir.Graph:
-        """Return the graph that computes a value, without inputs."""
+    def graph(self, outputs: Sequence[ir.Value], name: str) -> ir.Graph:
+        """Return the graph that computes values, without inputs."""
         return ir.Graph(
-            [], [output], nodes=self.nodes, initializers=[*self.constants.values()], name=name
+            [], outputs, nodes=self.nodes, initializers=[*self.constants.values()], name=name
         )
 
 

@@ -21,6 +21,7 @@ from passes.export_onnx.decoder.requirements import (
     decoder_problems,
     embedding_problems,
     packing_problems,
+    stacking_problems,
 )
 
 _BUILD_SECONDS = 5.0
@@ -44,6 +45,7 @@ class DecoderExporter(Exporter):
     def field_problems(self) -> list[FieldProblem]:
         """Return fields of traced models, and what the graph cannot compute."""
         problems = decoder_problems(self.config.decoder, self.tree)
+        problems = problems or stacking_problems(self.config, self.tree)
         return [*self._fields_of_traced_models(), *problems]
 
     def planned_problems(self, model: ModelFacts) -> list[FieldProblem]:

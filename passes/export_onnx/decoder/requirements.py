@@ -9,9 +9,10 @@ from compressor.graphs.decoder.adapter_slots import is_target
 from compressor.graphs.decoder.block_sizes import BLOCK_SIZES, block_size, embedding_block_size
 from compressor.graphs.decoder.graph_layers import graph_layers
 from compressor.graphs.decoder.limits import graph_problems
+from compressor.graphs.decoder.stacking_rule import SMALLEST_GROUP, is_large_group
 from compressor.models.quantized.weight_grid import WeightGrid, is_packed
 from passes.common.field_problems import FieldProblem
-from passes.export_onnx.config import DecoderConfig
+from passes.export_onnx.config import HALF, DecoderConfig, ExportOnnxConfig
 
 GridsOf = Callable[[str], tuple[WeightGrid, ...]]
 """Linear layer by name to its grid, or to those that it may get; none if it is not packed."""
@@ -40,6 +41,31 @@ def decoder_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[Fie
             )
         )
     return problems or _slot_problems(config, tree)
+
+
+def stacking_problems(config: ExportOnnxConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:
+    """Return a problem if ``stacked_heads`` is set and has no effect.
+
+    Args:
+        config: of the pass.
+        tree: the checkpoint's config.json.
+    """
+    decoder, layers = config.decoder, graph_layers(tree)
+    if "stacked_heads" not in decoder.model_fields_set:
+        return []
+    reasons = {
+        "the standard operators have no attention to stack": decoder.target == "portable",
+        "attention over a cache in 8 bits computes row by row": decoder.int8_kv_cache is not None,
+        "attention in float16 is not stacked": config.dtype == HALF,
+        f"fewer than {SMALLEST_GROUP} query heads share a key head": not is_large_group(
+            layers.heads, layers.key_heads
+        ),
+    }
+    return [
+        FieldProblem("decoder.stacked_heads", reason, "remove `decoder.stacked_heads`")
+        for reason, holds in reasons.items()
+        if holds
+    ]
 
 
 def _slot_problems(config: DecoderConfig, tree: Mapping[str, Any]) -> list[FieldProblem]:

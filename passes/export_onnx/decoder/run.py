@@ -26,6 +26,7 @@ from compressor.graphs.decoder.onnxruntime_operators import OnnxRuntimeOperators
 from compressor.graphs.decoder.operators import Operators
 from compressor.graphs.decoder.portable_operators import PortableOperators
 from compressor.graphs.decoder.read_architecture import read_architecture
+from compressor.graphs.decoder.stacking_rule import is_large_group
 from compressor.graphs.decoder.weights import CheckpointWeights
 from compressor.graphs.matmul_nbits import FLOAT_LEVEL, INTEGER_LEVEL
 from compressor.graphs.saving import file_metadata, save_checked_model
@@ -91,7 +92,7 @@ class _DecoderExport:
         graph = DecoderGraph(
             self.architecture,
             self.weights,
-            _operators(decoder, accuracy_level, self.weights.dtype),
+            self._operators(accuracy_level),
             int8_embeddings=decoder.int8_embeddings,
             cache_scales=cache_scales,
             adapter_targets=decoder.adapter_slots or (),
@@ -111,6 +112,16 @@ class _DecoderExport:
         external = save_checked_model(onnx_model, self.out, metadata, threshold)
         self.weights.packed_layer.cache_clear()
         return _SavedGraph(opset, nodes, external, accuracy_level, len(slots), graph.cache_layout)
+
+    def _operators(self, accuracy_level: int) -> Operators:
+        dtype, decoder = self.weights.dtype, self.config.decoder
+        if decoder.target == "portable":
+            return PortableOperators(dtype)
+        sizes, is_float = self.architecture.decoder, dtype == ir.DataType.FLOAT
+        stacks = is_float and is_large_group(sizes.heads, sizes.key_heads)
+        return OnnxRuntimeOperators(
+            accuracy_level, dtype, stacks_heads=stacks and decoder.stacked_heads
+        )
 
     def calibration_windows(self) -> list[Batch]:
         """Return the samples that an 8-bit cache is calibrated on; none for a float cache."""
@@ -230,9 +241,3 @@ def _accuracy_levels(config: DecoderConfig, *, packed: bool) -> list[int]:
     if packed and config.target == "onnxruntime":
         return [INTEGER_LEVEL, FLOAT_LEVEL]
     return [FLOAT_LEVEL]
-
-
-def _operators(config: DecoderConfig, accuracy_level: int, dtype: ir.DataType) -> Operators:
-    if config.target == "portable":
-        return PortableOperators(dtype)
-    return OnnxRuntimeOperators(accuracy_level, dtype)
