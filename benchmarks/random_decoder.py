@@ -36,16 +36,16 @@ class RandomWeights:
     def __init__(self) -> None:
         self.generator = np.random.default_rng(0)
 
-    def has(self, name: str) -> bool:
+    def has(self, _: str) -> bool:
         return False
 
-    def grid(self, name: str) -> bool:
+    def grid(self, _: str) -> bool:
         return True
 
-    def blocks(self, names: Sequence[str], shape: tuple[int, int], rows: Any = None) -> BlockMatrix:
+    def blocks(self, _: Sequence[str], shape: tuple[int, int], __: Any = None) -> BlockMatrix:
         return self._matrix(*shape, bits=4, size=GROUP_SIZE)
 
-    def int8_table(self, name: str, size: int) -> BlockMatrix:
+    def int8_table(self, _: str, size: int) -> BlockMatrix:
         return self._matrix(self.vocabulary, self.hidden, bits=8, size=size)
 
     def _matrix(self, outputs: int, inputs: int, *, bits: int, size: int) -> BlockMatrix:

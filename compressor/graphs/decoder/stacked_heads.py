@@ -122,7 +122,8 @@ def stacked_attention(
         add.op("Pad", [part, pads], f"{name}.{kind}")
         for part, kind in ((key, "keys"), (value, "values"))
     )
-    operands = [query, key, value, *inputs.past, rows.lengths, rows.total]
+    operands: list[ir.Value | None] = [query, key, value, *inputs.past]
+    operands += [rows.lengths, rows.total]
     rotary = inputs.rotary
     attributes: dict[str, int] = {}
     if rotary is None or rotary.by_token:
