@@ -45,7 +45,8 @@ def test_every_architecture_computes_what_torch_does(preset, tmp_path):
     assert list(ways) == WAYS
     assert all(way["max_abs"] < 1e-4 and way["same"] == 1 for way in ways.values())
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    assert sum(node.op_type == "GroupQueryAttention" for node in graph.node) == 3
+    # Heads that may be stacked are behind an If.
+    assert sum(node.op_type in ("GroupQueryAttention", "If") for node in graph.node) == 3
     inputs = {value.name for value in graph.input}
     assert inputs >= {"input_ids", "attention_mask", "past_key_values.2.value"}
 

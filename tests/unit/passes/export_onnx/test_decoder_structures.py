@@ -34,7 +34,8 @@ def test_every_class_computes_what_torch_does(case, tmp_path):
     assert output.summary["target"] == "onnxruntime"
     assert all(way["max_abs"] < 1e-4 and way["same"] == 1 for way in output.summary["parity"])
     graph = onnx.load(tmp_path / "out" / "model.onnx").graph
-    assert sum(node.op_type == "GroupQueryAttention" for node in graph.node) == 3
+    # Heads that may be stacked are behind an If.
+    assert sum(node.op_type in ("GroupQueryAttention", "If") for node in graph.node) == 3
 
 
 @pytest.mark.parametrize("case", PORTABLE)
