@@ -80,7 +80,7 @@ class CrossDecoder(CachedDecoder):
         self.cross_tensors = tuple(cross_tensors)
         masks = (ENCODER_MASK,) if is_masked else ()
         self.extra_inputs = (*masks, *(CROSS_PREFIX + tensor.name for tensor in cross_tensors))
-        config: Any = module.get_encoder().config
+        config: Any = getattr(module.get_encoder(), "config", module.config)  # FSMT's has none
         self.hidden = int(config.hidden_size)
 
     def call_arguments(
