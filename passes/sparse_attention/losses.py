@@ -1,10 +1,13 @@
 """The loss of each key-value head under each window, measured on texts.
 
+The last tokens of a text may repeat a passage of its start. Heads that copy matter there and hardly
+anywhere else, so both parts of a text have the same weight.
+
 One forward pass with full attention per text; each layer is measured as it is called, with the
 queries, keys and values that it has in memory, so memory follows one layer.
 
-Shapes: L layers, W windows, G key-value heads, E query heads of a group, B batch, Q queries, K
-keys, D values of a head, N residual stream.
+Shapes: P parts of a text (its own tokens, the repetition), L layers, W windows, G key-value heads,
+B batch, Q queries, K keys, D values of a head, N residual stream.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from compressor.models.attention_patterns.attention import (
 from compressor.models.attention_patterns.masks import local_mask
 from compressor.models.capabilities.attention_heads import AttentionHeads
 
+_PARTS = 2
 _ROWS = 256
 """Queries that are compared at once."""
 
@@ -33,26 +37,31 @@ _ROWS = 256
 class Sums:
     """Sums of squares over the texts so far, in float64."""
 
-    errors_LWG: Tensor
+    errors_PLWG: Tensor
     """Of what the output of a layer's ``o_proj`` loses if a head is local."""
-    streams_L: Tensor
+    streams_PL: Tensor
     """Of the residual stream that the layer adds to, over the same rows."""
 
     @classmethod
     def zero(cls, layers: int, windows: int, key_heads: int) -> Sums:
         """Return sums over no texts."""
-        shape = (layers, windows, key_heads)
+        shape = (_PARTS, layers, windows, key_heads)
         return cls(
-            torch.zeros(shape, dtype=torch.float64), torch.zeros(layers, dtype=torch.float64)
+            torch.zeros(shape, dtype=torch.float64),
+            torch.zeros(shape[:2], dtype=torch.float64),
         )
 
     def relative(self) -> Tensor:
-        """Return the squared errors relative to the residual stream.
+        """Return the squared errors relative to the residual stream, [L, W, G].
+
+        It is the mean of the parts that the texts have.
 
         Raises:
             NumericalError: a sum is not finite.
         """
-        relative = self.errors_LWG / self.streams_L.clamp(min=1e-300)[:, None, None]
+        parts = self.errors_PLWG / self.streams_PL.clamp(min=1e-300)[..., None, None]
+        counts = (self.streams_PL > 0).any(1).sum().clamp(min=1)
+        relative = parts.sum(0) / counts
         if not bool(relative.isfinite().all()):
             raise NumericalError("NaN or infinity in the attention of the calibration texts")
         return relative
@@ -67,6 +76,8 @@ class HeadMeasurement:
         self._module, self._heads, self._sinks, self._windows = module, heads, sinks, windows
         self._residual_BQN: Tensor | None = None
         self._handles: list[Any] = []
+        self.repeated = 0
+        """Tokens at the end of the present text that repeat a passage, and are scored."""
         self.sums = Sums.zero(heads.layers, len(windows), heads.key_heads)
 
     def __enter__(self) -> Self:
@@ -117,15 +128,25 @@ class HeadMeasurement:
             counts_BQ = queries_BQ[:, rows] >= first
             if call.mask is not None:
                 counts_BQ = counts_BQ & call.mask[:, 0, rows].diagonal(start, 1, 2)
-            stream_BQ = residual_BQN[:, rows].double().square().sum(-1)
-            self.sums.streams_L[number] += stream_BQ.masked_fill(~counts_BQ, 0).sum().cpu()
             if not bool(counts_BQ.any()):
                 continue
+            stream_BQ = residual_BQN[:, rows].double().square().sum(-1)
+            own = max(0, queries - self.repeated - start)
+            self.sums.streams_PL[:, number] += _by_part(stream_BQ.masked_fill(~counts_BQ, 0), own)
             for index, window in enumerate(self._windows):
                 local = _local_output(call, rows, self._sinks, window)
                 errors_BQG = projection.errors(call.output_BQHD[:, rows], local)
                 counted = errors_BQG.masked_fill(~counts_BQ[..., None], 0)
-                self.sums.errors_LWG[number, index] += counted.sum((0, 1)).cpu()
+                self.sums.errors_PLWG[:, number, index] += _by_part(counted, own)
+
+
+def _by_part(values_BQ: Tensor, own: int) -> Tensor:
+    """Return the sums over a text's own rows, which are the first, and over the others, on the CPU.
+
+    Further axes are kept.
+    """
+    parts = (values_BQ[:, :own], values_BQ[:, own:])
+    return torch.stack([part.sum((0, 1)) for part in parts]).cpu()
 
 
 class _Projection:
@@ -177,10 +198,18 @@ def _local_output(call: AttentionCall, rows: slice, sinks: int, window: int) -> 
 
 
 def measure_texts(
-    measurement: HeadMeasurement, module: Any, texts: Iterator[Mapping[str, Tensor]]
+    measurement: HeadMeasurement, module: Any, texts: Iterator[tuple[Mapping[str, Tensor], int]]
 ) -> Iterator[Sums]:
-    """Run texts through a model one at a time, and yield the sums after each."""
+    """Run texts through a model one at a time, and yield the sums after each.
+
+    Args:
+        measurement: of the model.
+        module: the model.
+        texts: inputs of each text, and the number of scored tokens at its end that repeat a
+            passage.
+    """
     with measurement, torch.inference_mode():
-        for inputs in texts:
+        for inputs, repeated in texts:
+            measurement.repeated = repeated
             module.base_model(**inputs, use_cache=False)
             yield measurement.sums

@@ -45,7 +45,12 @@ from passes.sparse_attention.selections import (
     use_full_attention,
     use_pattern,
 )
-from passes.sparse_attention.verification import Measured, Verification
+from passes.sparse_attention.verification import (
+    Measured,
+    Verification,
+    skipped_tokens,
+    with_repetition,
+)
 
 _STATE = "sparse_attention.pt"
 
@@ -114,12 +119,26 @@ class _Search:
         done = int(self._state.get("texts", 0))
         if done:
             measurement.sums = Sums(self._state["errors"], self._state["streams"])
-        texts = (self._inputs(dataset, indices[n : n + 1]) for n in range(done, len(indices)))
+        texts = (self._repeating(dataset, indices[n : n + 1]) for n in range(done, len(indices)))
         for number, sums in enumerate(measure_texts(measurement, self.module, texts), done + 1):
-            self._save(texts=number, errors=sums.errors_LWG, streams=sums.streams_L)
+            self._save(texts=number, errors=sums.errors_PLWG, streams=sums.streams_PL)
             self.context.progress("calibration", number, len(indices), {})
         losses: np.ndarray[Any, Any] = measurement.sums.relative().cpu().numpy()
         return losses
+
+    def _repeating(
+        self, dataset: Dataset, index: np.ndarray[Any, Any]
+    ) -> tuple[dict[str, Tensor], int]:
+        """Return the inputs of a sample, and the scored tokens of the passage that its end repeats.
+
+        A sample with images repeats nothing.
+        """
+        inputs = self._inputs(dataset, index)
+        if [*inputs] != [TOKENS]:
+            return inputs, 0
+        copied = self.config.verification.copied_tokens
+        repeating = with_repetition(inputs[TOKENS][0], copied)
+        return {TOKENS: repeating[None]}, copied - skipped_tokens(copied)
 
     def _inputs(self, dataset: Dataset, index: np.ndarray[Any, Any]) -> dict[str, Tensor]:
         """Return the inputs of a sample; text alone is cut to ``context_length``."""

@@ -32,8 +32,9 @@ class SparseAttention(Pass[SparseAttentionConfig]):
     """Find the heads of a decoder that can attend to sinks and a window, and let them.
 
     On calibration texts, the squared error of each key-value head's part of the attention's output
-    is measured, relative to the residual stream, for each window. The heads with the smallest sum
-    of losses within the budget become local, by an exact solver; no weight changes. This is
+    is measured, relative to the residual stream, for each window. The end of each text repeats a
+    passage from far back, so that heads that copy count. The heads with the smallest sum of
+    losses within the budget become local, by an exact solver; no weight changes. This is
     DuoAttention's mix by head (Xiao et al. 2024, arXiv:2410.10819) without its training.
 
     Two gates are checked on held-back texts: the KL divergence by position, and a copy test, in

@@ -69,6 +69,11 @@ def with_repetition(tokens_Q: Tensor, copied: int) -> Tensor:
     return torch.cat([tokens_Q[:-copied], tokens_Q[start : start + copied]])
 
 
+def skipped_tokens(copied: int) -> int:
+    """Return how many tokens at the start of a repetition are not scored."""
+    return int(_SKIPPED * copied)
+
+
 class Verification:
     """Measures a model with a pattern against the same model with full attention."""
 
@@ -138,7 +143,7 @@ class Verification:
         kl_Q, increase_Q = torch.cat(kl), torch.cat(losses) - full_loss_Q
         if not bool(kl_Q.isfinite().all()):
             raise NumericalError("NaN or infinity in the logits of the verification texts")
-        scored = self._end + int(_SKIPPED * self._copied)
+        scored = self._end + skipped_tokens(self._copied)
         end = self._end - 1  # the next token is still of the text
         return (
             kl_Q[: self._end],

@@ -102,7 +102,7 @@ def test_a_head_loses_what_the_residual_stream_loses_if_it_alone_is_local(
     heads, module = description.require(AttentionHeads), load_module(parent.model)
     windows, tokens = (8, 20), torch.from_numpy(TEXTS[:1])
     measurement = HeadMeasurement(module, heads, 2, windows)
-    [sums] = measure_texts(measurement, module, iter([{"input_ids": tokens}]))
+    [sums] = measure_texts(measurement, module, iter([({"input_ids": tokens}, 0)]))
     measured = sums.relative()
     assert {*measured.sum((1, 2)).nonzero().flatten().tolist()} == {*heads.full_layers}
     for number in heads.full_layers:
@@ -120,6 +120,24 @@ def test_a_head_loses_what_the_residual_stream_loses_if_it_alone_is_local(
                 torch.testing.assert_close(
                     measured[number, index, head], expected, rtol=2e-3, atol=1e-9
                 )
+
+
+def test_the_repetition_at_the_end_of_a_text_has_the_weight_of_the_text(
+    llama: SimpleNamespace,
+) -> None:
+    heads = read_description(llama.model).require(AttentionHeads)
+    tokens = {"input_ids": torch.from_numpy(TEXTS[:1])}
+    losses = []
+    for repeated in (0, LENGTH, 30):
+        module = load_module(llama.model)
+        measurement = HeadMeasurement(module, heads, 2, (8,))
+        [sums] = measure_texts(measurement, module, iter([(tokens, repeated)]))
+        losses.append(sums)
+    whole, repetition, both = losses
+    torch.testing.assert_close(whole.relative(), repetition.relative())
+    parts = both.errors_PLWG / both.streams_PL[..., None, None]
+    torch.testing.assert_close(both.relative(), (parts[0] + parts[1]) / 2)
+    torch.testing.assert_close(both.errors_PLWG.sum(0), whole.errors_PLWG[0])
 
 
 def _added(
