@@ -6,6 +6,11 @@ import onnxruntime_genai
 import pytest
 
 from compressor.errors import RequirementError
+from compressor.models.attention_patterns.record import (
+    AttentionPattern,
+    LocalHeads,
+    write_attention_pattern,
+)
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.rows import open_rows
 from compressor.runtimes.rows import RowOptions
@@ -109,6 +114,16 @@ def test_layers_with_a_window_and_caches_in_8_bits_stay_as_they_are(tmp_path):
     fields = {**FIELDS, "decoder": {"int8_kv_cache": {"data": "text"}}}
     export_decoder(parent, tmp_path / "int8", fields)
     assert "If" not in operators(tmp_path / "int8")
+
+
+def test_full_heads_of_a_mixed_layer_are_stacked_and_local_ones_are_not(tmp_path):
+    parent = save_decoder(tmp_path / "parent", "tiny-llama", GROUPS_OF_8)
+    local = LocalHeads(heads=(0,), sinks=2, window=8)
+    write_attention_pattern(AttentionPattern(layers=(local, None, local)), parent.model)
+    output, _ = export_decoder(parent, tmp_path / "out")
+    assert all(way["max_abs"] < 1e-4 for way in output.summary["parity"])
+    names = operators(tmp_path / "out")
+    assert (names.count("If"), names.count("GroupQueryAttention")) == (3, 2)
 
 
 @pytest.mark.parametrize(
