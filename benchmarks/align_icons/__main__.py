@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,7 @@ import torch
 
 from calibration.sources.phone_bed import icons
 from calibration.sources.phone_bed.build import render_variants
+from compressor.config.permission import allow_code
 from compressor.models.checkpoint.loading import load_module
 
 Array = np.ndarray[Any, Any]
@@ -169,12 +171,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     arguments = parser.parse_args()
     encoded = prepare(arguments)
+    os.chdir(arguments.folder)  # the module reads its table beside its code
+    allow_code()
     command = [sys.executable, "-m", "cli", "run", "pipeline.yaml", "--allow-code"]
-    subprocess.run(command, cwd=arguments.folder, check=True)
+    subprocess.run(command, check=True)
     for name in ("infonce-64", "infonce-512", "sigmoid-64", "sigmoid-512"):
         [artifact] = [
             folder
-            for folder in sorted((arguments.folder / "artifacts").glob("align-*"))
+            for folder in sorted(Path("artifacts").glob("align-*"))
             if f'"step": "{name}"' in (folder / "manifest.json").read_text()
         ]
         module = load_module(artifact / "model")
