@@ -15,6 +15,7 @@ from compressor.commands import (
     analysis,
     artifacts,
     environment,
+    linting,
     models,
     pipelines,
     serving,
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (pipelines, artifacts, updates, analysis, models, serving, environment):
+for group in (pipelines, artifacts, updates, analysis, linting, models, serving, environment):
     app.add_typer(group.app)
 
 

@@ -158,7 +158,7 @@ def export_adapter(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write a LoRA adapter for ONNX Runtime or llama.cpp, as a file for one model.
+    """Write a LoRA adapter as a file for ONNX Runtime or llama.cpp.
 
     For an ONNX graph it is an .onnx_adapter file, which onnxruntime-genai loads; for a GGUF file a
     GGUF adapter, which llama.cpp adds (`--lora`). The adapter's base is compared with the model

@@ -54,14 +54,9 @@ def measure_generation(
         raise UsageError(what, remedy=remedy)
     capacity = config.prompt_tokens + config.new_tokens
     prompts = select_prompts(dataset, config)
-    largest = max(int(ids_T.max()) for ids_T in prompts)
     reset_peak_rss()
     decoder = model.format.open_rows(model.path, RowOptions(config.threads, 1, capacity))
-    if largest >= decoder.vocabulary:
-        raise DataError(
-            f"the data set has the token {largest}; {model.path} has {decoder.vocabulary}",
-            remedy="name a data set whose tokenizer is that of the model",
-        )
+    _check_vocabulary(decoder, prompts, model)
     _answer(decoder, prompts[-1], config)
     load = BackgroundLoad()
     times = []
@@ -70,10 +65,6 @@ def measure_generation(
         progress("generation", number, len(prompts))
     first_ms = tuple(1e3 * first for first, _ in times)
     rates = tuple((config.new_tokens - 1) / rest for _, rest in times)
-    costs = (
-        ("kv_cache_bytes", decoder.cache_bytes(capacity)),
-        ("generation_peak_rss_bytes", peak_rss_bytes()),
-    )
     return GenerationReport(
         runtime=model.format.runtime,
         prompt_tokens=config.prompt_tokens,
@@ -82,15 +73,22 @@ def measure_generation(
         metrics=(
             _median("first_token_ms", first_ms, "ms", "lower"),
             _median("tokens_per_second", rates, "tokens/s", "higher"),
-            *(
-                Metric(name=name, value=float(size), unit="bytes", better="lower", samples=1)
-                for name, size in costs
-            ),
+            _size("kv_cache_bytes", decoder.cache_bytes(capacity)),
+            _size("generation_peak_rss_bytes", peak_rss_bytes()),
         ),
         first_token_ms=first_ms,
         tokens_per_second=rates,
         other_cores=load.cores(),
     )
+
+
+def _check_vocabulary(decoder: RowDecoder, prompts: Sequence[Array], model: StoredModel) -> None:
+    largest = max(int(ids_T.max()) for ids_T in prompts)
+    if largest >= decoder.vocabulary:
+        raise DataError(
+            f"the data set has the token {largest}; {model.path} has {decoder.vocabulary}",
+            remedy="name a data set whose tokenizer is that of the model",
+        )
 
 
 def select_prompts(dataset: Dataset, config: GenerationConfig) -> list[Array]:
@@ -157,3 +155,7 @@ def _median(
         low=low,
         high=high,
     )
+
+
+def _size(name: str, size_bytes: int) -> Metric:
+    return Metric(name=name, value=float(size_bytes), unit="bytes", better="lower", samples=1)
