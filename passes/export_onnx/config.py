@@ -92,8 +92,9 @@ class DecoderConfig(Record):
     stacked_heads: bool = True
     """Compute the attention of a single token with all query heads of a key head as rows of one
     product, where at least four query heads share one. Keys and values are then read once instead
-    of once for each query head; the result is the same but for float rounding. Set it to false for
-    a machine with more than about four threads for each key head, which have less to share then.
+    of once for each query head; the result is the same but for float rounding. Set it to false
+    where more threads than key heads run one sequence and measuring shows that it loses: each key
+    head is one task then.
     Prompts, batches, caches in 8 bits, graphs in float16 and layers with a window keep
     GroupQueryAttention as it is."""
 

@@ -15,6 +15,7 @@ from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.decoder.rows import open_rows
 from compressor.runtimes.rows import RowOptions
 from tests.support.decoders import FIELDS, TOKENS, export_decoder, save_decoder
+from tests.support.slots import export_with_slots, write_random_adapter
 
 GROUPS_OF_8 = {"num_attention_heads": 16, "num_key_value_heads": 2, "hidden_size": 256}
 PROMPT, CAPACITY = 20, 40
@@ -90,6 +91,41 @@ def test_rows_of_a_server_keep_their_neighbours_tokens(graphs):
     expected = alone.forward(other[None, : PROMPT + 1])[0, -1]
     actual = rows.append(1, PROMPT, other[[PROMPT]], None, 1)[-1]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+def test_guessed_tokens_that_are_dropped_again_change_nothing(graphs):
+    """Prompt lookup appends several tokens at once, and keeps some of them."""
+    found = []
+    for folder in graphs:
+        rows = open_rows(folder, RowOptions(rows=1, capacity=CAPACITY, threads=1))
+        rows.append(0, 0, TOKENS[0, :PROMPT], None, 1)
+        rows.append(0, PROMPT, TOKENS[0, PROMPT : PROMPT + 1], None, 1)
+        guessed = rows.append(0, PROMPT + 1, TOKENS[1, :5], None, 5).copy()
+        after = rows.append(0, PROMPT + 3, TOKENS[2, [0]], None, 1).copy()
+        found.append(np.concatenate([guessed, after]))
+    np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_adapters_change_the_stacked_heads_alike(tmp_path):
+    parent = save_decoder(tmp_path / "parent", "tiny-llama", GROUPS_OF_8)
+    shapes = {
+        f"model.layers.{layer}.self_attn.{name}_proj": (outputs, 256)
+        for layer in range(3)
+        for name, outputs in (("q", 256), ("v", 32))
+    }
+    adapter = write_random_adapter(parent.model, tmp_path / "adapter", shapes)
+    found = []
+    for name, options in (("stacked", {}), ("plain", {"stacked_heads": False})):
+        folder = export_with_slots(parent, tmp_path / name, "q_proj", "v_proj", **options)
+        options = RowOptions(rows=1, capacity=CAPACITY, threads=1, adapters={"new": adapter})
+        rows = open_rows(folder, options)
+        base = rows.append(0, 0, TOKENS[0, :PROMPT], None, 1).copy()
+        rows.use_adapter(0, "new")
+        changed = rows.append(0, 0, TOKENS[0, :PROMPT], None, 1).copy()
+        assert np.abs(changed - base).max() > 1e-2
+        steps = [rows.append(0, at, TOKENS[0, [at]], None, 1).copy() for at in range(PROMPT, 30)]
+        found.append(np.concatenate(steps))
+    np.testing.assert_allclose(*found, atol=1e-4)
 
 
 def test_onnxruntime_genai_generates_the_same(graphs):
