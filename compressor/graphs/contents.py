@@ -13,6 +13,7 @@ from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
 from compressor.graphs.files import inline_functions, unreadable_parts
 from compressor.graphs.graph_index import GraphIndex, node_label, subgraphs_of
 from compressor.graphs.integer_regions import PRODUCTS
+from compressor.graphs.operator_weights import WEIGHT_POSITIONS
 from compressor.graphs.signature import unsupported_inputs
 from compressor.models.graph_contents import Branching, GraphContents, Scheme
 
@@ -20,6 +21,8 @@ _ONNX_DOMAINS = {"", "ai.onnx"}
 _FLOATS = {TensorProto.FLOAT, TensorProto.FLOAT16}
 """Types of weights that are quantized."""
 _OTHER_PRODUCTS = frozenset({"ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention"})
+_PEEPHOLES = 7
+"""Position of the peepholes among the inputs of LSTM."""
 _OPERATORS: Mapping[str, Scheme] = {
     "QuantizeLinear": "qdq",
     "ConvInteger": "dynamic",
@@ -61,6 +64,7 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
     constants = _constant_types(index)
     inner = {id(node) for node in index.nodes} - {id(node) for node in model.graph.node}
     products, stored, others = Counter[str](), Counter[str](), Counter[str]()
+    layers, stored_layers = Counter[str](), Counter[str]()
     for node in index.nodes:
         if node.domain not in _ONNX_DOMAINS:
             continue
@@ -69,6 +73,10 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
             stored[node.op_type] += int(_is_stored(index, node.input[1]))
         elif node.op_type in PRODUCTS | _OTHER_PRODUCTS and not _is_constant(node, constants):
             others[node.op_type] += 1
+            if weights := _layer_weights(node, constants, is_inner=id(node) in inner):
+                layers[node.op_type] += 1
+                is_stored = all(_is_stored(index, name) for name in weights)
+                stored_layers[node.op_type] += int(is_stored)
     metadata = {entry.key for entry in model.metadata_props}
     return GraphContents(
         opset=index.opset(""),
@@ -77,6 +85,8 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
         products=products,
         stored_products=+stored,
         other_products=others,
+        layers=layers,
+        stored_layers=+stored_layers,
         quantized=_quantized(index.nodes),
         branches=tuple(_branches(index, constants)),
         domains=_domains(index.nodes),
@@ -133,6 +143,20 @@ def _is_product(node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str,
         return False
     dims = index.constants[weight].dims if weight in index.constants else (1, 1)
     return len(dims) == 2 and 0 not in dims
+
+
+def _layer_weights(
+    node: onnx.NodeProto, constants: Mapping[str, int], *, is_inner: bool
+) -> list[str]:
+    """Return the weights of a layer that can be stored as integers; none if it cannot."""
+    attributes = {each.name: each.i for each in node.attribute}
+    if node.op_type == "LSTM":
+        has_peepholes = len(node.input) > _PEEPHOLES and bool(node.input[_PEEPHOLES])
+        is_supported = not has_peepholes and not attributes.get("layout", 0)
+    else:
+        is_supported = node.op_type == "ConvTranspose" and not is_inner
+    weights = [node.input[each] for each in WEIGHT_POSITIONS[node.op_type]] if is_supported else []
+    return weights if all(constants.get(name, -1) in _FLOATS | {0} for name in weights) else []
 
 
 def _quantized(nodes: Iterable[onnx.NodeProto]) -> dict[Scheme, Counter[str]]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from compressor.graphs.fp16_block_list import FP16_MAX, is_too_small
 from compressor.graphs.names import HALF_SUFFIX
+from compressor.graphs.operator_weights import WEIGHT_POSITIONS
 from compressor.graphs.values import (
     add_initializer,
     constant_array,
@@ -19,11 +20,6 @@ from compressor.graphs.values import (
     unique_name,
 )
 
-_WEIGHTS = {
-    **dict.fromkeys(("MatMul", "Gemm", "Conv", "ConvTranspose"), (1,)),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2)),
-}
-"""Operator to the positions of its weights."""
 _SMALLEST_BYTES = 1024
 """Bytes from which a constant is worth a Cast."""
 
@@ -36,7 +32,7 @@ def store_weights_as_halves(model: ir.Model) -> list[str]:
     """
     weights: dict[ir.Value, None] = {}
     for node in model.graph.all_nodes():
-        for position in _WEIGHTS.get(node.op_type, ()) if not node.domain else ():
+        for position in WEIGHT_POSITIONS.get(node.op_type, ()) if not node.domain else ():
             value = node.inputs[position] if position < len(node.inputs) else None
             if value is not None and value.is_initializer() and _fits(value):
                 weights[value] = None

@@ -51,6 +51,10 @@ class GraphContents:
     other_products: Mapping[str, int]
     """Operators that multiply in another form: recurrent layers, transposed convolutions, products
     of two computed values."""
+    layers: Mapping[str, int]
+    """Of these, LSTM layers and transposed convolutions whose weights can be stored as integers."""
+    stored_layers: Mapping[str, int]
+    """The same of those whose weights are stored as they are read."""
     quantized: Mapping[Scheme, Mapping[str, int]]
     """Scheme to its operators and their number; empty for a graph in float."""
     branches: tuple[Branching, ...] = ()

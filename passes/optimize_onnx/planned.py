@@ -19,8 +19,6 @@ HALF_TYPES = frozenset({"float16", "bfloat16"})
 _LARGEST_UPGRADE_BYTES = 1_900_000_000
 _ALONE = "or set `precision: fp32`, which simplifies it alone"
 _NO_WEIGHTS = "leave this step out: such operators, as trees are, have one form"
-_LAYERS = ("LSTM", "ConvTranspose")
-"""Layers whose weights alone are stored as integers."""
 
 
 def check_facts(config: OptimizeOnnxConfig, parent: ModelFacts) -> GraphContents | None:
@@ -99,21 +97,19 @@ def _quantized(config: OptimizeOnnxConfig, what: str) -> Iterator[tuple[str, str
 def _product_problems(
     config: OptimizeOnnxConfig, contents: GraphContents
 ) -> Iterator[tuple[str, str]]:
-    """Yield a problem if no product can be quantized.
-
-    LSTM and transposed convolutions count, in branches too, though of the latter only those outside
-    are stored.
-    """
+    """Yield a problem if no product can be quantized, nor the weights of a layer."""
     present = contents.products if config.simplify else contents.stored_products
     kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())
-    others = _LAYERS if config.stores_layers else ()
-    if any(present.get(kind) for kind in kinds) or any(map(contents.other_products.get, others)):
+    layers = contents.layers if config.simplify else contents.stored_layers
+    if any(present.get(kind) for kind in kinds) or (config.stores_layers and any(layers.values())):
         return
     what = "matrix product" if config.precision == "int4" else "convolution or matrix product"
     text = f"`precision: {config.precision}`: the graph has no {what} with a constant float weight"
     if contents.in_other_domains:
         text += f", but {contents.describe_domains()}"
-    if any(contents.products.get(kind) for kind in kinds):
+    if any(contents.products.get(kind) for kind in kinds) or (
+        config.stores_layers and any(contents.layers.values())
+    ):
         yield f"{text} before it is simplified", "leave out `simplify: false`"
     elif contents.in_other_domains:
         yield text, _NO_WEIGHTS

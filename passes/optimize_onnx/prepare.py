@@ -10,6 +10,7 @@ from onnxscript import ir
 from compressor.errors import RequirementError
 from compressor.graphs.constant_casts import fold_casts
 from compressor.graphs.constant_transposes import fold_transposes
+from compressor.graphs.constant_weights import fold_weights
 from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
 from compressor.graphs.files import load_typed_model, read_graph, typed_model
@@ -52,6 +53,8 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
         remove_unused(graph.graph)
         if config.precision in OPSETS:
             fold_transposes(graph)
+        if config.precision != "fp32":
+            fold_weights(graph)
     if config.precision == "int8" and config.target == "onnxruntime":
         split_hard_swish(graph)
     before = graph.opset_imports.get("", 1)

@@ -6,10 +6,13 @@ import pytest
 from onnx import TensorProto
 
 from compressor.errors import RequirementError
+from compressor.graphs.contents import graph_contents
 from compressor.runtimes.onnxruntime import session
 from compressor.runtimes.onnxruntime.integer_kernels import EXACT_PRODUCTS
 from compressor.runtimes.onnxruntime.session import OnnxSession
 from passes.optimize_onnx import verification
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from passes.optimize_onnx.planned import contents_problems
 from tests.support.engines import node
 from tests.support.foreign_graphs import IMAGES, Optimized, graph, weight
 
@@ -190,3 +193,63 @@ def test_lstm_layers_in_branches_multiply_integers(tmp_path, own_weights):
     before, after = result.sizes()
     assert after < (0.5 if own_weights else 0.7) * before
     assert 0 < result.summary["against_parent"]["states"]["relative_error"] < 0.3
+
+
+def computed_in_branches(**attributes):
+    """Return an If with an LSTM in each branch, whose weights are cut from larger ones there."""
+    out, attributes = "states", {"hidden_size": HIDDEN, **attributes}
+    branches = [
+        onnx.helper.make_graph(
+            [
+                node("Slice", "w zero four rows", "w0"),
+                node("Unsqueeze", "w0 zero", "w1"),
+                node("Unsqueeze", "r zero", "r1"),
+                node("LSTM", f"{source} w1 r1", f"{out}_{source}", **attributes),
+            ],
+            source,
+            [],
+            [onnx.helper.make_tensor_value_info(f"{out}_{source}", TensorProto.FLOAT, None)],
+        )
+        for source in ("frames", "doubled")
+    ]
+    nodes = [
+        node("Add", "frames frames", "doubled"),
+        node("ReduceSum", "frames", "total", keepdims=0),
+        node("Greater", "total limit", "positive"),
+        onnx.helper.make_node(
+            "If", ["positive"], [out], then_branch=branches[0], else_branch=branches[1]
+        ),
+    ]
+    weights = {
+        "w": weight(5 * HIDDEN, 12) * 6,
+        "r": weight(4 * HIDDEN, HIDDEN) * 4,
+        "zero": np.array([0]),
+        "four": np.array([4 * HIDDEN]),
+        "rows": np.array([0]),
+        "limit": np.float32(0),
+    }
+    return graph(nodes, weights, {"frames": [20, 1, 12]}, {out: None}, opset=14)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("int8", 0.45), ("fp16", 0.65)])
+def test_weights_that_branches_compute_from_constants_are_stored_once(tmp_path, precision, share):
+    result = Optimized(computed_in_branches(), tmp_path, {"frames": FRAMES}, precision=precision)
+    before, after = result.sizes()
+    assert after < share * before
+    assert 0 < result.summary["against_parent"]["states"]["relative_error"] < 0.3
+    if precision == "int8":
+        assert result.summary["products"] == 2
+        stored = [t for t in result.graph.initializer if t.data_type == TensorProto.INT8]
+        assert sum(len(t.dims) == 3 for t in stored) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "attributes", "remedy"),
+    [({"simplify": False}, {}, "leave out `simplify"), ({}, {"layout": 1}, "precision: fp16")],
+)
+def test_layers_that_cannot_be_stored_are_refused_by_the_plan(fields, attributes, remedy):
+    contents = graph_contents(computed_in_branches(**attributes))
+    config = OptimizeOnnxConfig.model_validate({"calibration": {"data": "x"}, **fields})
+    [(problem, told)] = contents_problems(config, contents)
+    assert "no convolution or matrix product" in problem
+    assert remedy in told
