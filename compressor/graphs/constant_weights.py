@@ -69,7 +69,7 @@ class _Constants:
         array = self._array(value)
         if array is None:
             return None
-        key = (f"{array.dtype}{array.shape}", sha256(np.ascontiguousarray(array)).digest())
+        key = (f"{array.dtype}{array.shape}", sha256(array.tobytes()).digest())
         if key not in self.stored:
             name = f"{value.name}{FOLDED_SUFFIX}"
             self.stored[key] = add_initializer(graph, name, array)
@@ -100,7 +100,7 @@ class _Constants:
         if sum(sizes) > _LARGEST_BYTES:
             return None
         results = onnx.reference.ReferenceEvaluator(self._model(node)).run(None, inputs)
-        self.arrays |= dict(zip(node.outputs, results, strict=True))
+        self.arrays |= zip(node.outputs, map(np.asarray, results), strict=True)
         return self.arrays[value]
 
     def _model(self, node: ir.Node) -> onnx.ModelProto:

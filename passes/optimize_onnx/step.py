@@ -40,7 +40,7 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     """
 
     name = "optimize-onnx"
-    version = 4
+    version = 5
     accepts = frozenset({"onnx"})
     produces = "onnx"
     Config = OptimizeOnnxConfig
