@@ -82,6 +82,7 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
         opset=index.opset(""),
         weight_bytes=_weight_bytes(index),
         computed_bytes=_weight_bytes(index, computed=True),
+        operators=Counter(n.op_type for n in index.nodes if n.domain in _ONNX_DOMAINS),
         products=products,
         stored_products=+stored,
         other_products=others,

@@ -44,6 +44,8 @@ class GraphContents:
     computed_bytes: Mapping[str, int]
     """Dtype to bytes of the constants, by the type in which nodes read them: behind a Cast, that of
     its result."""
+    operators: Mapping[str, int]
+    """Operators of ONNX itself and their number, those of subgraphs and functions too."""
     products: Mapping[str, int]
     """Operator to number of products whose weight depends on constants alone."""
     stored_products: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""MNN's converter, in a process of its own: ``python -m passes.export_mnn.converter IN OUT …``.
+"""MNN's converter, in a process of its own: ``python -m passes.export_mnn.converter OPTION …``.
 
 The converter's command line and the module ``MNN.tools`` install a logging package with whatever
 `pip` is on PATH, and send the arguments and the sizes of models to a server. The compiled function
@@ -14,14 +14,8 @@ _tools: Any = __import__("_tools")
 
 
 def main() -> None:
-    """Convert an ONNX file; further arguments are the converter's."""
-    graph, file, *options = sys.argv[1:]
-    _tools.mnnconvert(
-        [
-            *("mnnconvert", "-f", "ONNX", "--modelFile", graph, "--MNNModel", file),
-            *("--bizCode", "autoglm-compress", *options),
-        ]
-    )
+    """Convert an ONNX file, or list operators; the arguments are the converter's."""
+    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--bizCode", "autoglm-compress", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from compressor.models.facts import ModelFacts
 from compressor.models.graph_contents import GraphContents
 from passes.common.graph_conversion import conversion_estimate
 from passes.export_mnn.config import ExportMnnConfig
+from passes.export_mnn.operators import missing_operators
 
 _SIZE = {"float32": 1.0, "float16": 0.5, "int8": 0.28}
 """Size of the file in parts of the graph's, where most weights belong to products."""
@@ -103,6 +104,12 @@ def _check(contents: GraphContents) -> None:
         raise RequirementError(what, remedy=remedy)
     if contents.domains:
         raise _foreign(f"operators of {', '.join(contents.domains)}")
+    if missing := missing_operators(contents.operators):
+        listed = ", ".join(f"{count} {name}" for name, count in sorted(missing.items()))
+        raise RequirementError(
+            f"MNN's converter lacks operators of the graph: {listed}",
+            remedy="export the model without them; `export-ort` makes a file for phones too",
+        )
     if sum(contents.weight_bytes.values()) > _MAX_BYTES:
         raise RequirementError(
             "the weights exceed 1.9 GB, and MNN's converter reads one ONNX file of 2 GB",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def optimize(
         summary |= convert_floats(graph, feeds, config.data_max, calibration.data)
         summary["stored_fp16"] = store_weights_as_halves(graph)
         if not has_halves(graph):
-            context.note("nothing became FP16: no node computes floats in a form that FP16 has")
+            context.note(_describe_unconverted(graph, summary["kept_fp32_reasons"]))
     if config.precision in OPSETS and stores_halves(parent):
         store_as_halves(graph)
     name_layers(graph, layers)
@@ -92,6 +92,15 @@ def optimize(
         if others := [name for name in outputs if name not in differences]:
             context.note(f"not compared, as they are no numbers: {', '.join(others)}")
     return PassOutput(summary)
+
+
+def _describe_unconverted(graph: ir.Model, reasons: Mapping[str, int]) -> str:
+    """Return why a graph has nothing in FP16: the reasons for which nodes stay in FP32."""
+    causes = [f"{count} nodes: {reason}" for reason, count in reasons.items() if count]
+    if domains := sorted({node.domain for node in graph.graph if node.domain}):
+        causes.append(f"the types behind operators of {', '.join(domains)} are not known")
+    why = "; ".join(causes) or "no node computes floats in a form that FP16 has"
+    return f"nothing became FP16 ({why})"
 
 
 def _describe_branches(config: OptimizeOnnxConfig, branches: dict[str, int]) -> str:

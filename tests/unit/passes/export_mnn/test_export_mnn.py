@@ -122,10 +122,11 @@ def test_a_file_that_answers_otherwise_fails(tmp_path, monkeypatch):
     assert "export-ort" in str(caught.value.remedy)
 
 
-def test_an_operator_that_mnn_lacks_is_named(tmp_path):
-    model = graph([node("Hardmax", "x", "y")], {}, {"x": ["N", 4]}, {"y": ["N", 4]})
-    with pytest.raises(PassError, match="Hardmax"):
-        export(model, tmp_path, {"x": DRAW.normal(size=(4, 4)).astype(np.float32)})
+def test_operators_that_mnn_lacks_are_refused_by_the_plan(tmp_path):
+    nodes = [node("Hardmax", "x", "h"), node("Mish", "h", "m"), node("Mish", "m", "y")]
+    onnx.save(graph(nodes, {}, {"x": ["N", 4]}, {"y": ["N", 4]}, 18), tmp_path / "model.onnx")
+    with pytest.raises(RequirementError, match="1 Hardmax, 2 Mish"):
+        ExportMnn().estimate(ExportMnnConfig(), format_named("onnx").facts(tmp_path), None)
 
 
 def test_quantized_graphs_are_refused_by_the_plan(tmp_path):

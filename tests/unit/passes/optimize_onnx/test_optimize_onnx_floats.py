@@ -245,4 +245,11 @@ def test_a_graph_without_floats_to_convert_is_said(tmp_path):
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.DOUBLE
     samples = {"x": IMAGES.reshape(24, -1)[:, :8]}
     result = Optimized(model, tmp_path, samples, precision="fp16")
-    assert any("nothing became FP16" in note for note in result.notes)
+    assert any("nothing became FP16 (no node computes floats" in n for n in result.notes)
+
+
+def test_a_graph_that_would_overflow_everywhere_is_said(tmp_path):
+    samples = {"x": np.abs(IMAGES.reshape(24, -1)[:, :8]) * np.float32(1e7)}
+    model = graph([node("Relu", "x", "y")], {}, {"x": ["N", 8]}, {"y": ["N", 8]})
+    result = Optimized(model, tmp_path, samples, precision="fp16")
+    assert any("nothing became FP16 (1 nodes: overflows FP16)" in n for n in result.notes)
