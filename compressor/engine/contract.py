@@ -41,6 +41,8 @@ class Estimate:
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     disk_bytes: int | None = None
+    notes: tuple[str, ...] = ()
+    """Lines for the user that are not errors, such as consumers that do not load the output."""
 
 
 @dataclass(frozen=True, slots=True)

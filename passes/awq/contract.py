@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from compressor.engine.contract import Estimate, PassContext, PassOutput
 from compressor.models.checkpoint.description import ModelDescription
+from compressor.models.consumers.transformers import transposed_note
 from compressor.models.facts import ModelFacts
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.common.field_problems import FieldProblem, check_no_problems
@@ -21,6 +23,13 @@ class Parts:
     """Those with another grid."""
     kept_float: dict[str, str] = field(default_factory=dict)
     """Those that stay in float, with the reason."""
+
+
+def transposed_notes(weights: Collection[str]) -> tuple[str, ...]:
+    """Return a plan's notes about weights that the class stores as [inputs, outputs]."""
+    if not weights:
+        return ()
+    return (transposed_note(min(weights).removesuffix(".weight")),)
 
 
 class ModelQuantizer(ABC):

@@ -13,7 +13,8 @@ from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.consumers.findings import Checked, Finding, StoredLinear, grid_words
 from compressor.models.consumers.transformers import check_transformers
 from compressor.models.consumers.vllm import check_vllm
-from compressor.models.quantized.weight_grid import WeightGrid
+from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
+from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG, WeightGrid
 from passes.awq.config import AwqConfig
 from passes.awq.linear_shapes import Shapes, fitted_grids
 from passes.common.field_problems import FieldProblem
@@ -103,8 +104,13 @@ class Serving:
         if consumers is not None and consumers.vllm is not None:
             checked.append(check_vllm(linears, self._served_tree(), config.format, consumers.vllm))
         if consumers is not None and consumers.transformers:
-            checked.append(check_transformers(linears, self.tree, config.format))
+            checked.append(check_transformers(linears, self._packed_tree(), config.format))
         return checked
+
+    def _packed_tree(self) -> dict[str, Any]:
+        """Return config.json with the packed layers that the class stores as [inputs, outputs]."""
+        transposed = [name.removesuffix(".weight") for name in self.layers.transposed]
+        return {**self.tree, QUANTIZATION_CONFIG: {TRANSPOSED_LAYERS: transposed}}
 
     def _served_tree(self) -> dict[str, Any]:
         """Return config.json with the dtype of the tensors that are not packed."""
@@ -124,7 +130,8 @@ def _refusal(field: str, consumer: str, refused: Sequence[Finding]) -> FieldProb
         lines.append(f"\n        and {len(refused) - len(lines)} more")
     nearest = [finding.nearest for finding in refused if finding.nearest is not None]
     # The finest groups fit all layers: the nearest grids of others have wider ones.
-    remedy = "use another `gpu` or `tp`"
+    vllm = consumer.startswith("vLLM")
+    remedy = "use another `gpu` or `tp`" if vllm else "remove `serve_with.transformers`"
     if nearest:
         grid = min(nearest, key=lambda grid: (grid.group_size == -1, grid.group_size))
         remedy = f"the nearest grid that loads: {grid_words(grid)}"

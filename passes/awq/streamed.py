@@ -14,7 +14,7 @@ from compressor.models.facts import ModelFacts
 from compressor.models.quantized.packing_schemes import PACKING_SCHEMES, PackingScheme
 from compressor.models.quantized.weight_grid import WeightGrid
 from passes.awq.config import GROUP_SIZES, AwqConfig
-from passes.awq.contract import ModelQuantizer
+from passes.awq.contract import ModelQuantizer, transposed_notes
 from passes.awq.linear_shapes import (
     MIN_WEIGHTS,
     Shapes,
@@ -78,6 +78,7 @@ class StreamedQuantizer(ModelQuantizer):
             replace(packed_facts(self.config, parent, self.tree, self.layers), size_bytes=size),
             peak_memory_bytes=peak_memory_bytes(self.layers),
             disk_bytes=2 * size + self._tower_bytes(),
+            notes=transposed_notes(self.layers.transposed),
         )
 
     def _tower_bytes(self) -> int:

@@ -16,7 +16,7 @@ from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
 from passes.awq.config import GROUP_SIZES, AwqConfig
-from passes.awq.contract import ModelQuantizer, Parts
+from passes.awq.contract import ModelQuantizer, Parts, transposed_notes
 from passes.common.field_problems import FieldProblem, is_set
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class WholeQuantizer(ModelQuantizer):
         groups = family.capability(LinearGroups, architecture)
         self.blocks: tuple[Block, ...] = () if groups is None else groups.blocks
         """Empty where the family does not state them: they are discovered from the module."""
+        self.transposed: frozenset[str] = frozenset()
+        """Weights that the class stores as [inputs, outputs], known once the module is checked."""
 
     def field_problems(self) -> list[FieldProblem]:
         """Return fields and formats for streamed checkpoints, and scaling without a source."""
@@ -80,7 +82,8 @@ class WholeQuantizer(ModelQuantizer):
 
     def estimate(self, parent: ModelFacts) -> Estimate:
         """Return the model without its size: the layers that fit the grid are not known yet."""
-        return Estimate(replace(parent, size_bytes=None, integers=None))
+        notes = transposed_notes(self.transposed)
+        return Estimate(replace(parent, size_bytes=None, integers=None), notes=notes)
 
     def check_layers(self, model: ModelDescription) -> None:
         """Check that linear layers can be quantized, and that they are enough of the model.
@@ -93,14 +96,12 @@ class WholeQuantizer(ModelQuantizer):
         self._check_module(load_module(model))
 
     def check_planned(self, parent: ModelFacts) -> None:
-        """Check fields, and the linear layers of a class without stated groups, built without data.
+        """Check fields, and the linear layers of the model, built without values.
 
         Raises:
             RequirementError: fields do not apply, or no layer, or too few, can be quantized.
         """
         super().check_planned(parent)
-        if self.blocks:
-            return
         from passes.common.unweighted import build_without_values
 
         self._check_module(build_without_values(Architecture(self.family, self.architecture))[0])
@@ -118,7 +119,7 @@ class WholeQuantizer(ModelQuantizer):
         from passes.awq.linear_layers import other_matrices, select_layers
         from passes.common.changed_share import count_share
 
-        replace_conv1d(module)
+        self.transposed = replace_conv1d(module)
         selection = select_layers(self.blocks, module, self.config)
         if selection.blocks:
             share = count_share(module, selection.names)

@@ -27,7 +27,12 @@ from compressor.runtimes.torch.session import TorchSession
 from passes.common.field_problems import set_fields
 from passes.export_onnx.cached.decoder import CachedDecoder
 from passes.export_onnx.cached.graph import trace_decoder
-from passes.export_onnx.cached.probe import continues_from_cache, loops_over_tokens
+from passes.export_onnx.cached.probe import (
+    NO_CACHE,
+    WITHOUT_CACHE,
+    continues_from_cache,
+    loops_over_tokens,
+)
 from passes.export_onnx.config import HALF, ExportOnnxConfig
 from passes.export_onnx.decoder.parity import compare
 from passes.export_onnx.decoder.windows import read_windows
@@ -48,7 +53,6 @@ if TYPE_CHECKING:
 _WINDOWS = 4
 """Default number of compared windows."""
 _STAGES = ("trace", "write", "compare")
-_NO_CACHE = "the class is exported without a cache, and does not generate in ONNX Runtime"
 _LOOPS = "several tokens are computed by a loop"
 _PACKED_OPSET = 21
 """The first opset with blocks of packed weights."""
@@ -117,7 +121,7 @@ class _CachedExport:
         """Return the traced graph; None, with a note, if the class has to do without a cache."""
         tensors = _tensors(self.generation, self.model)
         if not tensors or not continues_from_cache(module, window):
-            self.context.note(f"{_NO_CACHE}: from it, it does not continue as from its tokens")
+            self.context.note(NO_CACHE)
             return None
         decoder = CachedDecoder(module, tensors)
         reason = _LOOPS
@@ -134,7 +138,7 @@ class _CachedExport:
             else:
                 self.context.note(f"the graph takes one token per call: {reason}")
                 return graph
-        self.context.note(f"{_NO_CACHE}: with one, {reason}")
+        self.context.note(f"{WITHOUT_CACHE}: with one, {reason}")
         return None
 
     def save(self, graph: ir.Model) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def export_cached(
     except SeparateTowerError as error:
         parts = None
         if plain := export_with_images(config, model, windows, out, context):
-            context.note(f"{_NO_CACHE}: {error.what}")
+            context.note(f"{WITHOUT_CACHE}: {error.what}")
             return plain
         context.note(f"exported for texts alone, without images: {error.what}")
     graph = None if parts is None else export.trace_with_images(module, parts, windows[0])

@@ -23,6 +23,7 @@ from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 from compressor.errors import PassError
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
 from passes.export_onnx.complex_numbers import complex_as_pairs
+from passes.export_onnx.mask_branches import AnyIsTrue
 from passes.export_onnx.tracing import GraphInterface, trace
 
 if TYPE_CHECKING:
@@ -65,12 +66,31 @@ def trace_class(
     except PassError as error:
         if needs_corrections:
             raise
-        try:
-            graph = _trace_as_it_is(module, tensors, interface)
-        except PassError:
-            raise error from None
+        graph = _trace_otherwise(module, tensors, interface, error)
     compute_bfloat16_in_float32(graph)
     return graph
+
+
+def _trace_otherwise(
+    module: nn.Module, tensors: tuple[Tensor, ...], interface: GraphInterface, error: PassError
+) -> ir.Model:
+    """Trace without the library's corrections, or with masks for padding; raise ``error`` if not.
+
+    Args:
+        module: the module.
+        tensors: arguments of one call.
+        interface: names, variable dimensions and operators of the graph.
+        error: why it cannot be traced with the corrections.
+    """
+    try:
+        return _trace_as_it_is(module, tensors, interface)
+    except PassError:
+        pass
+    try:
+        with AnyIsTrue():
+            return _trace_corrected(module, tensors, interface)
+    except PassError:
+        raise error from None
 
 
 def _trace_corrected(

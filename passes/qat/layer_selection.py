@@ -77,7 +77,38 @@ def _field_problems(config: QatConfig, model: Architecture) -> list[FieldProblem
         )
     if config.ignore:
         problems += _ignore_problems(config, model)
+    elif config.min_share and model.capability(QuantizableLayers) is None:
+        problems += _share_problems(config, model)
     return problems
+
+
+def _share_problems(config: QatConfig, model: Architecture) -> list[FieldProblem]:
+    """Return a problem if recurrent layers alone leave less than `min_share` to quantize.
+
+    The layers that are quantized are known once the model is traced; recurrent ones never are.
+    """
+    from torch import nn
+
+    from passes.common.changed_share import count_share
+    from passes.common.unweighted import build_without_values
+
+    module = build_without_values(model)[0]
+    recurrent = sum(
+        parameter.numel()
+        for layer in module.modules()
+        if isinstance(layer, nn.RNNBase | nn.RNNCellBase)
+        for parameter in layer.parameters(recurse=False)
+        if parameter.ndim > 1
+    )
+    most = 1 - recurrent / max(count_share(module, ()).multiplied, 1)
+    if most >= config.min_share:
+        return []
+    reason = (
+        f"at most {most:.1%} of the weights that are multiplied can be quantized, since those of "
+        f"recurrent layers stay in float; {config.min_share:.0%} are required"
+    )
+    remedy = "quantize the weights alone with `type: awq`, or set `min_share: 0`"
+    return [FieldProblem("min_share", reason, remedy)]
 
 
 def _ignore_problems(config: QatConfig, model: Architecture) -> list[FieldProblem]:

@@ -88,20 +88,21 @@ class Qat(Pass[QatConfig]):
         from passes.qat.layer_selection import check_model
 
         check_model(config, parent)
+        notes = _padding_notes(parent) if config.calibration.table is None else ()
         parent = replace(parent, integers=_integers(config), activation_bits=config.activation_bits)
         calibration = config.calibration
         observed = 0 if calibration.table is not None else calibration.num_samples
         seconds = training_seconds(parent, _OBSERVATION_COST * observed)
         memory = training_memory(parent, calibration.batch_size)
         if config.fine_tuning is None:
-            return Estimate(parent, seconds, memory, parent.size_bytes)
+            return Estimate(parent, seconds, memory, parent.size_bytes, notes)
         training = training_estimate(parent, config.fine_tuning.training, forward_only=parent)
         if seconds is not None:
             seconds = (
                 None if training.seconds is None else seconds + _ROUNDING_COST * training.seconds
             )
         memory = max(memory, int(_ROUNDING_COST * (training.peak_memory_bytes or 0)))
-        return Estimate(parent, seconds, memory, training.disk_bytes)
+        return Estimate(parent, seconds, memory, training.disk_bytes, notes)
 
     def requires(self, config: QatConfig, parent: Artifact, context: PassContext) -> None:
         """Check the model, its weights, and the calibration table if one is named.
@@ -131,6 +132,23 @@ class Qat(Pass[QatConfig]):
         from passes.common.requirements import check_saved_model
 
         check_saved_model(out, context.device)
+
+
+def _padding_notes(parent: ModelFacts) -> tuple[str, ...]:
+    """Return a plan's notes about padding that the model cannot tell from values."""
+    signature = parent.signature()
+    if signature is None:
+        return ()
+    inputs = {spec.name: spec for spec in signature.inputs}
+    recordings = [
+        name for name, spec in inputs.items() if not {"samples", "frames"}.isdisjoint(spec.shape)
+    ]
+    if not recordings or any("mask" in name for name in inputs):
+        return ()
+    return (
+        f"{recordings[0]} has no mask: what layers compute at the padding of shorter recordings "
+        "counts in their ranges, so calibrate on recordings of similar lengths",
+    )
 
 
 def _integers(config: QatConfig) -> Integers | None:

@@ -342,10 +342,13 @@ class _Planner:
         formats = {role: self.steps[name].format for role, name in inputs.items()}
         context = PlanContext(facts, {name: self.data.facts(name) for name in names}, formats)
         try:
-            return step.pass_.estimate(step.config, facts["parent"], context)
+            estimate = step.pass_.estimate(step.config, facts["parent"], context)
         except CompressError as error:
             self._add_problem(("passes", step.index), error.what, error.remedy)
             return Estimate(facts["parent"])
+        for note in estimate.notes:
+            self.sources.note(f"{step.name}: {note}")
+        return estimate
 
     def _measured_uses(
         self, model: ModelFacts, measured: str, reference_id: str | None

@@ -18,6 +18,15 @@ _UNPACK = "dequantize"
 """Field of ``quantization_config`` with which transformers unpacks while it reads."""
 
 
+def transposed_note(layer: str) -> str:
+    """Return the note that transformers does not load packed ``Conv1D`` layers, such as one."""
+    return (
+        "from_pretrained of transformers packs torch.nn.Linear alone and leaves random weights in "
+        f"the Conv1D layers of this class, such as {layer}: use this tool's runtimes or vLLM, "
+        "whose loaders read them"
+    )
+
+
 def check_transformers(
     layers: Sequence[StoredLinear], tree: Mapping[str, Any], method: str
 ) -> Checked:

@@ -39,10 +39,12 @@ from compressor.runtimes.torch.session import TorchSession
 from passes.export_onnx.cached.encoder_decoder import CrossDecoder, CrossEncoder
 from passes.export_onnx.cached.encoder_decoder_parity import compare_encoder_decoder
 from passes.export_onnx.cached.graph import ExtraInput, trace_decoder
+from passes.export_onnx.cached.probe import NO_CACHE, continues_from_cache
 from passes.export_onnx.class_tracing import trace_class
 from passes.export_onnx.config import ExportOnnxConfig
 from passes.export_onnx.packed import store_packed
 from passes.export_onnx.parity import Limits, Tolerance
+from passes.export_onnx.traced_run import export_traced
 from passes.export_onnx.tracing import GraphInterface
 
 if TYPE_CHECKING:
@@ -66,6 +68,8 @@ def export_encoder_decoder(
 ) -> PassOutput:
     """Write ``encoder.onnx`` and the decoder ``model.onnx`` into ``out``, and compare with torch.
 
+    A class that does not continue from its cache, such as FSMT, is one graph without one.
+
     Raises:
         DataError: the parity set is empty or does not fit the model.
         PassError: the class cannot be traced, or onnx's checker refuses a graph.
@@ -74,6 +78,9 @@ def export_encoder_decoder(
     export = _Export(config, generation, model, out, context)
     batches = export.read_batches()
     module: Any = load_module(model).float()
+    if not export.continues_from_cache(module, batches[0]):
+        context.note(NO_CACHE)
+        return export_traced(config, model.signature.required_inputs, model, out, context)
     export.report(0)
     encoder = export.trace_encoder(module, batches[0])
     export.report(1)
@@ -147,6 +154,13 @@ class _Export:
             ids = rng.integers(0, spec.below or 2, (samples, tokens))
             batch = {**batch, DECODER_TOKENS: ids}
         return match_inputs(batch, inputs)
+
+    def continues_from_cache(self, module: Any, batch: Batch) -> bool:
+        """Return True if a class decodes from its cache as it does from all tokens."""
+        sample = {name: array[:1] for name, array in batch.items()}
+        names = [spec.name for spec in self.generation.encoder_inputs]
+        encoder_inputs = {name: torch.from_numpy(sample[name]) for name in names}
+        return continues_from_cache(module, sample, tokens=DECODER_TOKENS, **encoder_inputs)
 
     def trace_encoder(self, module: Any, batch: Batch) -> ir.Model:
         """Return the encoder's graph, traced with the shapes of a batch."""

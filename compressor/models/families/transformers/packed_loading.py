@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter
 
+from compressor.models.consumers.transformers import transposed_note
 from compressor.models.families.transformers.layouts import is_tabulated
 from compressor.models.families.transformers.modules import build_on_meta
 from compressor.models.quantized.packing_schemes import TRANSPOSED_LAYERS
@@ -85,11 +86,7 @@ def loading_fields(
         quantization: the ``quantization_config`` of the packed one.
     """
     if transposed := quantization.get(TRANSPOSED_LAYERS):
-        return dict(quantization), [
-            "from_pretrained of transformers packs torch.nn.Linear alone and leaves random "
-            f"weights in the Conv1D layers of this class, such as {transposed[0]}: use this tool's "
-            "runtimes or vLLM, whose loaders read them"
-        ]
+        return dict(quantization), [transposed_note(transposed[0])]
     if quantization.get("quant_method") != "compressed-tensors":
         return dict(quantization), []
     groups = [group["weights"] for group in quantization["config_groups"].values()]

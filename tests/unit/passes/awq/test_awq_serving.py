@@ -107,6 +107,33 @@ def test_explicit_values_that_do_not_load_are_refused(
         assert line in text
 
 
+GPT2 = {
+    "model_type": "gpt2",
+    "architectures": ("GPT2LMHeadModel",),
+    "vocab_size": 320,
+    "n_positions": 32,
+    "n_embd": 64,
+    "n_layer": 1,
+    "n_head": 4,
+}
+
+
+def test_layers_that_transformers_does_not_fill_are_named_in_the_plan() -> None:
+    model = planned_facts(Architecture(Transformers(), CheckpointConfig.model_validate(GPT2)))
+    fields = {"format": "compressed-tensors", "symmetric": True, "group_size": 32}
+    quantizer = quantizer_from_facts(AwqConfig.model_validate(fields), model)
+    assert quantizer is not None
+    quantizer.check_planned(model)
+    [note] = quantizer.estimate(model).notes
+    assert "leaves random weights in the Conv1D layers" in note
+    fields["serve_with"] = {"transformers": True}
+    refused = quantizer_from_facts(AwqConfig.model_validate(fields), model)
+    assert refused is not None
+    with pytest.raises(RequirementError, match="transformers packs no Conv1D") as caught:
+        refused.check_planned(model)
+    assert "remove `serve_with.transformers`" in str(caught.value)
+
+
 def test_the_starter_of_a_glm4v_loads_on_two_gpus() -> None:
     fields = starter_fields(planned_facts(architecture()))
     assert fields == {"serve_with": {"vllm": {"tp": 2, "gpu": "sm89"}}}

@@ -1,14 +1,24 @@
 """Layers that the config selects, and models that the pass refuses."""
 
+import json
+
 import pytest
 
+from compressor.config.permission import allow_code
 from compressor.engine.contract import PlanContext
 from compressor.errors import RequirementError
-from compressor.models.facts import ModelFacts, facts_of
+from compressor.models.architecture import Architecture
+from compressor.models.facts import ModelFacts, facts_of, planned_facts
+from compressor.models.families.module.config import ModuleConfig
+from compressor.models.families.module.family import Module
+from compressor.models.families.module.probing import complete
 from compressor.models.families.sentence_encoder.family import SentenceEncoder
+from compressor.models.families.transformers.config import CheckpointConfig
 from compressor.models.families.transformers.family import Transformers
 from compressor.models.quantized.quantization import read_quantization
 from passes.qat.step import Qat
+from tests.support.encoder_classes import CLASSES
+from tests.support.own_modules import TAGGER
 from tests.support.qat import qat_config, run_qat
 
 
@@ -54,6 +64,34 @@ def test_misspelt_patterns_are_refused_in_the_plan(parent):
     with pytest.raises(RequirementError, match=message):
         Qat().estimate(config, facts_of(parent.model), PlanContext({}))
     Qat().estimate(qat_config(ignore=["vision.*"]), facts_of(parent.model), PlanContext({}))
+
+
+def test_models_of_recurrent_layers_are_refused_in_the_plan():
+    allow_code()
+    tree = {
+        "python": "tagger.py:Tagger",
+        "code": {"tagger.py": TAGGER},
+        "inputs": [
+            {"name": "tokens", "shape": ["batch", "length"], "dtype": "int64", "below": 20},
+            {"name": "mask", "shape": ["batch", "length"]},
+        ],
+    }
+    config = complete(ModuleConfig.model_validate_json(json.dumps(tree)), None)
+    facts = planned_facts(Architecture(Module(), config))
+    with pytest.raises(RequirementError, match=r"`min_share`: at most 4\.5% .*recurrent"):
+        Qat().estimate(qat_config(), facts, PlanContext({}))
+    Qat().estimate(qat_config(min_share=0.04), facts, PlanContext({}))
+
+
+def test_the_plan_notes_recordings_without_a_mask():
+    notes = {}
+    for norm in ("group", "layer"):
+        tree = {**CLASSES["wav2vec2"].config().to_dict(), "feat_extract_norm": norm}
+        config = CheckpointConfig.model_validate_json(json.dumps(tree))
+        facts = planned_facts(Architecture(Transformers(), config))
+        notes[norm] = Qat().estimate(qat_config(), facts, PlanContext({})).notes
+    assert "counts in their ranges" in notes["group"][0]
+    assert notes["layer"] == ()
 
 
 def test_a_family_without_integer_grids_is_an_error():
