@@ -77,7 +77,7 @@ def _field_problems(config: QatConfig, model: Architecture) -> list[FieldProblem
         )
     if config.ignore:
         problems += _ignore_problems(config, model)
-    elif config.min_share and model.capability(QuantizableLayers) is None:
+    elif config.min_share and model.capability(QuantizableLayers) is None:  # type: ignore[type-abstract]
         problems += _share_problems(config, model)
     return problems
 
