@@ -66,7 +66,26 @@ def read_graph(path: Path) -> onnx.ModelProto:
             + "\n".join(f"    {problem}" for problem in problems),
             remedy="save the model with its data in plain files beside model.onnx",
         )
+    _shorten_domain(model)
     return model
+
+
+def _shorten_domain(model: onnx.ModelProto) -> None:
+    """Write the domain of ONNX's own operators as "" where a file has its long form, in place."""
+    functions = [node for function in model.functions for node in function.node]
+    imports = [*model.opset_import, *(i for f in model.functions for i in f.opset_import)]
+    for entry in (*imports, *_nodes(model.graph), *functions):
+        if entry.domain == "ai.onnx":
+            entry.domain = ""
+
+
+def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph, and those of its subgraphs."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for inner in (*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _nodes(inner)
 
 
 def load_typed_model(folder: Path) -> ir.Model:

@@ -293,3 +293,17 @@ def test_a_file_of_version_3_whose_weights_are_no_inputs_is_upgraded(tmp_path):
     model = graph(nodes, {"k": weight(4, 3, 3, 3)}, {"x": ["N", 3, 16, 16]}, {"y": None}, opset=7)
     model.ir_version = 3
     assert Optimized(model, tmp_path, {"x": IMAGES}).error() < 0.05
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_the_long_form_of_the_standard_domain_is_read(tmp_path, precision):
+    nodes = [
+        node("MatMul", "x w", "h", domain="ai.onnx"),
+        node("Relu", "h", "y"),
+    ]
+    model = graph(nodes, {"w": weight(32, 64)}, {"x": ["N", 32]}, {"y": ["N", 64]}, 17)
+    model.opset_import[0].domain = "ai.onnx"
+    result = Optimized(model, tmp_path, {"x": ROWS}, precision=precision, simplify=False)
+    before, after = result.sizes()
+    assert after < 0.65 * before
+    assert 0 < result.error() < 0.1
