@@ -96,7 +96,7 @@ def optimize(
 
 def _describe_unconverted(graph: ir.Model, reasons: Mapping[str, int]) -> str:
     """Return why a graph has nothing in FP16: the reasons for which nodes stay in FP32."""
-    causes = [f"{count} nodes: {reason}" for reason, count in reasons.items() if count]
+    causes = [f"{reason}: {count} nodes" for reason, count in reasons.items() if count]
     if domains := sorted({node.domain for node in graph.graph if node.domain}):
         causes.append(f"the types behind operators of {', '.join(domains)} are not known")
     why = "; ".join(causes) or "no node computes floats in a form that FP16 has"

@@ -84,11 +84,10 @@ def check_weights(config: OptimizeOnnxConfig, graph: ir.Model, products: Sequenc
         and not np.isfinite(array.sum(dtype=np.float64))
     }
     if damaged:
-        raise NumericalError(
-            f"weights are NaN or infinite in {', '.join(damaged)}",
-            remedy="export the model from a checkpoint that is not damaged, or keep these products "
-            f"in float: `ignore: [{', '.join(damaged)}]`",
-        )
+        remedy = "export the model from a checkpoint that is not damaged"
+        if len(damaged) < len({name for name, _ in weights}):
+            remedy += f", or keep these products in float: `ignore: [{', '.join(damaged)}]`"
+        raise NumericalError(f"weights are NaN or infinite in {', '.join(damaged)}", remedy=remedy)
 
 
 def is_ignored(config: OptimizeOnnxConfig, name: str) -> bool:

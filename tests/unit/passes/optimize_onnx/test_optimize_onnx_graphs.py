@@ -272,6 +272,11 @@ def test_weights_that_are_not_finite_are_refused_and_can_be_ignored(
     assert "`ignore: [y]`" in str(error.value.remedy)
     result = Optimized(model, tmp_path_factory.mktemp("i"), {"x": ROWS}, ignore=["y"], **fields)
     assert not np.isfinite(result.outputs()[1][:, 2]).any()
+    nodes = [node("MatMul", "x v", "y")]
+    model = graph(nodes, {"v": weights["v"]}, {"x": ["N", 32]}, {"y": ["N", 8]})
+    with pytest.raises(NumericalError, match="NaN or infinite in y") as error:
+        Optimized(model, tmp_path_factory.mktemp("a"), {"x": ROWS}, **fields)
+    assert "ignore" not in str(error.value.remedy)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
