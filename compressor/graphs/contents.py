@@ -138,10 +138,6 @@ def _is_product(node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str,
         return False
     if node.op_type == "Conv":
         return True
-    attributes = {each.name: each for each in node.attribute}
-    is_scaled = any(name in attributes and attributes[name].f != 1.0 for name in ("alpha", "beta"))
-    if is_scaled or ("transA" in attributes and attributes["transA"].i):
-        return False
     dims = index.constants[weight].dims if weight in index.constants else (1, 1)
     return len(dims) == 2 and 0 not in dims
 

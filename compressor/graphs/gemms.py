@@ -7,8 +7,55 @@ import onnx_ir as ir
 
 from compressor.graphs.integer_regions import Product
 from compressor.graphs.names import TRANSPOSED_SUFFIX
-from compressor.graphs.values import add_initializer, constant_array, describe_output, unique_name
+from compressor.graphs.values import (
+    add_initializer,
+    attribute,
+    constant_array,
+    describe_output,
+    remove_unused,
+    unique_name,
+)
 from compressor.models.quantized.quantization import Target
+
+
+def fold_gemm_factors(model: ir.Model) -> None:
+    """Multiply constant weights and biases of Gemm by its factors, and write transA out, in place.
+
+    What is left has the form of a matrix product with a bias. Computed biases are scaled by a Mul.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or node.domain or constant_array(node.inputs[1]) is None:
+            continue
+        if attribute(node, "transA", 0):
+            transpose = ir.node("Transpose", [node.inputs[0]], {"perm": [1, 0]})
+            name = unique_name(model.graph, f"{node.outputs[0].name}.transposed")
+            shape = node.inputs[0].shape
+            swapped = None if shape is None else ir.Shape([shape[1], shape[0]])
+            source = describe_output(transpose, name, node.inputs[0].dtype, swapped)
+            model.graph.insert_before(node, transpose)
+            node.replace_input_with(0, source)
+        for position, key in ((1, "alpha"), (2, "beta")):
+            factor = attribute(node, key, 1.0)
+            if factor != 1.0 and position < len(node.inputs) and node.inputs[position] is not None:
+                node.replace_input_with(position, _scaled(model, node, position, factor))
+        for key in ("alpha", "beta", "transA"):
+            node.attributes.pop(key, None)
+    remove_unused(model.graph)
+
+
+def _scaled(model: ir.Model, node: ir.Node, position: int, factor: float) -> ir.Value:
+    """Return an operand of a node times a factor: a constant, or the result of a Mul."""
+    value = node.inputs[position]
+    assert value is not None  # noqa: S101 - the caller checked it
+    array = constant_array(value)
+    name = f"{value.name}.scaled"
+    if array is not None:
+        return add_initializer(model.graph, name, array * array.dtype.type(factor))
+    assert value.dtype is not None  # noqa: S101 - a typed model
+    constant = np.array(factor, value.dtype.numpy())
+    multiply = ir.node("Mul", [value, add_initializer(model.graph, f"{name}.factor", constant)])
+    model.graph.insert_before(node, multiply)
+    return describe_output(multiply, unique_name(model.graph, name), value.dtype, value.shape)
 
 
 def split_gemm(model: ir.Model, product: Product, target: Target) -> Product:

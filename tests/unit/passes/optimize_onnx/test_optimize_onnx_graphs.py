@@ -312,3 +312,20 @@ def test_the_long_form_of_the_standard_domain_is_read(tmp_path, precision):
     before, after = result.sizes()
     assert after < 0.65 * before
     assert 0 < result.error() < 0.1
+
+
+@pytest.mark.parametrize("simplify", [True, False])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_factors_of_products_and_transposed_operands_are_written_out(tmp_path, precision, simplify):
+    """A shared weight with other factors, a bias that is computed, and operands read by columns."""
+    nodes = [
+        node("Gemm", "x w b", "h", alpha=0.5, beta=2.0),
+        node("Transpose", "h", "columns", perm=[1, 0]),
+        node("Gemm", "columns w h", "g", transA=1, beta=-1.0),
+        node("Gemm", "g v b", "y", alpha=3.0, transB=1),
+    ]
+    weights = {"w": weight(32, 32), "b": weight(32), "v": weight(32, 32)}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": ["N", 32]}, 17)
+    result = Optimized(model, tmp_path, {"x": ROWS}, precision=precision, simplify=simplify)
+    assert result.summary["products"] == 3
+    assert 0 < result.error() < (0.05 if precision == "int8" else 0.2)
