@@ -27,13 +27,7 @@ def fold_gemm_factors(model: ir.Model) -> None:
         if node.op_type != "Gemm" or node.domain or constant_array(node.inputs[1]) is None:
             continue
         if attribute(node, "transA", 0):
-            transpose = ir.node("Transpose", [node.inputs[0]], {"perm": [1, 0]})
-            name = unique_name(model.graph, f"{node.outputs[0].name}.transposed")
-            shape = node.inputs[0].shape
-            swapped = None if shape is None else ir.Shape([shape[1], shape[0]])
-            source = describe_output(transpose, name, node.inputs[0].dtype, swapped)
-            model.graph.insert_before(node, transpose)
-            node.replace_input_with(0, source)
+            node.replace_input_with(0, _transposed(model, node))
         for position, key in ((1, "alpha"), (2, "beta")):
             factor = attribute(node, key, 1.0)
             if factor != 1.0 and position < len(node.inputs) and node.inputs[position] is not None:
@@ -41,6 +35,18 @@ def fold_gemm_factors(model: ir.Model) -> None:
         for key in ("alpha", "beta", "transA"):
             node.attributes.pop(key, None)
     remove_unused(model.graph)
+
+
+def _transposed(model: ir.Model, node: ir.Node) -> ir.Value:
+    """Return the first operand of a node, transposed before it."""
+    value = node.inputs[0]
+    assert value is not None  # noqa: S101 - Gemm has two operands
+    assert value.dtype is not None  # noqa: S101 - a typed model
+    shape = None if value.shape is None else ir.Shape([value.shape[1], value.shape[0]])
+    transpose = ir.node("Transpose", [value], {"perm": [1, 0]})
+    model.graph.insert_before(node, transpose)
+    name = unique_name(model.graph, f"{node.outputs[0].name}.transposed")
+    return describe_output(transpose, name, value.dtype, shape)
 
 
 def _scaled(model: ir.Model, node: ir.Node, position: int, factor: float) -> ir.Value:
