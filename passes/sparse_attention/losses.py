@@ -12,7 +12,7 @@ B batch, Q queries, K keys, D values of a head, N residual stream.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -22,10 +22,11 @@ from torch import Tensor, nn
 from compressor.errors import NumericalError
 from compressor.models.attention_patterns.attention import (
     AttentionCall,
+    Observer,
+    local_attention,
     observe_attention,
     positions,
 )
-from compressor.models.attention_patterns.masks import local_mask
 from compressor.models.capabilities.attention_heads import AttentionHeads
 
 _PARTS = 2
@@ -103,7 +104,7 @@ class HeadMeasurement:
     ) -> None:
         self._residual_BQN = arguments[0] if arguments else options["hidden_states"]
 
-    def _observer(self, number: int) -> Callable[[AttentionCall], None]:
+    def _observer(self, number: int) -> Observer:
         attention = self._attention(number)
         norm: nn.Module | None = None
         if self._heads.output_norm is not None:
@@ -111,14 +112,19 @@ class HeadMeasurement:
             norm = self._module.get_submodule(path)
         projection = _Projection(attention.o_proj, norm, self._heads)
 
-        def observe(call: AttentionCall) -> None:
+        def observe(call: AttentionCall, output_BQHD: Tensor) -> None:
             if self._residual_BQN is not None:
-                self._measure(number, call, projection, self._residual_BQN)
+                self._measure(number, call, output_BQHD, projection, self._residual_BQN)
 
         return observe
 
     def _measure(
-        self, number: int, call: AttentionCall, projection: _Projection, residual_BQN: Tensor
+        self,
+        number: int,
+        call: AttentionCall,
+        output_BQHD: Tensor,
+        projection: _Projection,
+        residual_BQN: Tensor,
     ) -> None:
         first = self._sinks + self._windows[0]
         queries, keys = call.query_BHQD.shape[2], call.key_BGKD.shape[2]
@@ -134,8 +140,8 @@ class HeadMeasurement:
             own = max(0, queries - self.repeated - start)
             self.sums.streams_PL[:, number] += _by_part(stream_BQ.masked_fill(~counts_BQ, 0), own)
             for index, window in enumerate(self._windows):
-                local = _local_output(call, rows, self._sinks, window)
-                errors_BQG = projection.errors(call.output_BQHD[:, rows], local)
+                local = local_attention(call, rows, self._sinks, window)
+                errors_BQG = projection.errors(output_BQHD[:, rows], local)
                 counted = errors_BQG.masked_fill(~counts_BQ[..., None], 0)
                 self.sums.errors_PLWG[:, number, index] += _by_part(counted, own)
 
@@ -168,33 +174,6 @@ class _Projection:
                 part_BQN = self._norm(full_BQN) - self._norm(full_BQN - part_BQN)
             errors.append(part_BQN.square().sum(-1).double())
         return torch.stack(errors, dim=-1)
-
-
-def _local_output(call: AttentionCall, rows: slice, sinks: int, window: int) -> Tensor:
-    """Return the output of some queries if all heads are local, [B, Q, H, D].
-
-    Only the keys that one of the queries may see are read. Without padding, indices are positions;
-    with padding before the text, both are moved by the same number of tokens.
-    """
-    query = call.query_BHQD[:, :, rows]
-    keys = call.key_BGKD.shape[2]
-    queries_BQ, keys_BK = positions(call.query_BHQD.shape[2], keys, call.mask, query.device)
-    near = torch.arange(max(0, rows.start - window + 1), rows.stop, device=query.device)
-    padded = 0 if call.mask is None else int((keys_BK == 0).sum(-1).max()) - 1
-    first = torch.arange(min(sinks + padded, int(near[0])), device=query.device)
-    seen = torch.cat([first, near])
-    mask = local_mask(queries_BQ[:, rows], keys_BK[:, seen], sinks, window)
-    if call.mask is not None:
-        mask = mask & call.mask[:, :, rows][..., seen]
-    shared = query.shape[1] // call.key_BGKD.shape[1]
-    key, value = (
-        tensor[:, :, seen].repeat_interleave(shared, dim=1)
-        for tensor in (call.key_BGKD, call.value_BGKD)
-    )
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=call.scaling
-    )
-    return output.transpose(1, 2)
 
 
 def measure_texts(

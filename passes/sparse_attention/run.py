@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from passes.sparse_attention.selections import (
 from passes.sparse_attention.verification import (
     Measured,
     Verification,
+    mean_of,
     skipped_tokens,
     with_repetition,
 )
@@ -100,14 +102,12 @@ class _Search:
         control = random_pattern(
             pattern, self.heads.full_layers, self.heads.key_heads, self.context.seed
         )
-        report.add("as many heads at random", self._cost(verification, control), control)
+        cost = self._cost(verification, control, "random heads")
+        report.add("as many heads at random", cost, control)
         for compared in self.config.compare:
             name = compared_name(compared)
-
-            def use(compared: Any = compared) -> None:
-                use_compared(self.module, self.heads, compared, self.config)
-
-            report.add(name, self._measured(verification, name, use), None)
+            use = partial(use_compared, self.module, self.heads, compared, self.config)
+            report.add(name, self._measured(verification, name, name, use), None)
         return report
 
     def _measure_heads(self) -> np.ndarray[Any, Any]:
@@ -164,9 +164,13 @@ class _Search:
         verification = Verification(
             self.module, [text[TOKENS][0] for text in texts], settings.copied_tokens, first
         )
-        use_full_attention(self.module, self.heads)
-        for number, _ in enumerate(verification.run_reference(), 1):
-            self.context.progress("full attention", number, len(texts), {})
+        for number in range(len(texts)):
+            key = f"reference.{number}"
+            if key not in self._state:
+                use_full_attention(self.module, self.heads)
+                self._save(**{key: verification.hidden_states(number).cpu()})
+                self.context.progress("full attention", number + 1, len(texts), {})
+            verification.set_reference(number, self._state[key].to(self._device))
         return verification
 
     def _assignments(self, losses_LWG: np.ndarray[Any, Any]) -> Assignments:
@@ -232,22 +236,27 @@ class _Search:
             )
         return " and ".join(problems)
 
-    def _cost(self, verification: Verification, pattern: AttentionPattern) -> Measured:
-        key = pattern.model_dump_json()
-        return self._measured(
-            verification, key, lambda: use_pattern(self.module, self.heads, pattern)
-        )
+    def _cost(
+        self, verification: Verification, pattern: AttentionPattern, label: str = "pattern"
+    ) -> Measured:
+        use = partial(use_pattern, self.module, self.heads, pattern)
+        return self._measured(verification, pattern.model_dump_json(), label, use)
 
-    def _measured(self, verification: Verification, key: str, use: Callable[[], None]) -> Measured:
-        """Return what an attention costs; it is not measured twice, or after a resume."""
+    def _measured(
+        self, verification: Verification, key: str, label: str, use: Callable[[], object]
+    ) -> Measured:
+        """Return what an attention costs; no text is measured twice, or after a resume."""
         known = json.loads(self._state.get("measured", "{}"))
-        if key not in known:
-            use()
-            known[key] = asdict(verification.measure())
-            use_full_attention(self.module, self.heads)
+        texts = known.setdefault(key, [])
+        use()
+        for number in range(len(texts), verification.texts):
+            texts.append(asdict(verification.measure(number)))
             self._save(measured=json.dumps(known))
-        fields = known[key]
-        return Measured(**{**fields, "kl_by_range": tuple(fields["kl_by_range"])})
+            self.context.progress(label, number + 1, verification.texts, {})
+        use_full_attention(self.module, self.heads)
+        return mean_of(
+            [Measured(**{**text, "kl_by_range": tuple(text["kl_by_range"])}) for text in texts]
+        )
 
     def _restore(self) -> dict[str, Any]:
         file = self.context.work / _STATE

@@ -9,7 +9,7 @@ Shapes: Q positions, V vocabulary entries, N hidden values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,102 +74,112 @@ def skipped_tokens(copied: int) -> int:
     return int(_SKIPPED * copied)
 
 
+def mean_of(texts: Sequence[Measured]) -> Measured:
+    """Return the means over texts of one length."""
+    count = len(texts)
+    by_text = zip(*(text.kl_by_range for text in texts), strict=True)
+    return Measured(
+        tuple(max(0.0, sum(values) / count) for values in by_text),
+        sum(text.same_top1 for text in texts) / count,
+        sum(text.loss for text in texts) / count,
+        sum(text.copy_loss for text in texts) / count,
+    )
+
+
 class Verification:
     """Measures a model with a pattern against the same model with full attention."""
 
     def __init__(self, module: Any, texts: Sequence[Tensor], copied: int, first: int) -> None:
-        """Run the texts with full attention.
+        """Take the texts.
 
         Args:
-            module: the model, with full attention.
+            module: the model.
             texts: tokens of each text, all of one length.
             copied: length of the repeated passage.
             first: first position at which a pattern leaves a key out.
         """
-        self._module, self._copied = module, copied
+        self._module = module
         self._texts = [with_repetition(text, copied) for text in texts]
         self._end = len(texts[0]) - copied
         self.ranges = position_ranges(min(first, self._end - 1), self._end)
-        self._hidden: list[Tensor] = []
-        self._losses: list[Tensor] = []
+        self._copied = range(self._end + skipped_tokens(copied), len(texts[0]) - 1)
+        self._hidden: dict[int, Tensor] = {}
 
-    def run_reference(self) -> Iterator[None]:
-        """Run the texts with full attention, and yield after each."""
-        for text in self._texts:
-            hidden_QN = self._run(text)
-            self._hidden.append(hidden_QN)
-            losses = [
-                _cross_entropies(logits_QV, text[rows.start + 1 : rows.stop + 1])
-                for rows, logits_QV in self._logits(hidden_QN[:-1])
-            ]
-            self._losses.append(torch.cat(losses))
-            yield
+    @property
+    def texts(self) -> int:
+        """Number of texts."""
+        return len(self._texts)
+
+    def set_reference(self, number: int, hidden_QN: Tensor) -> None:
+        """Set the hidden states of a text with full attention, as ``hidden_states`` returns them.
+
+        Args:
+            number: index of the text.
+            hidden_QN: hidden states before the head.
+        """
+        self._hidden[number] = hidden_QN
 
     @torch.inference_mode()
-    def measure(self) -> Measured:
-        """Run the texts with the present attention of the model, and compare.
+    def hidden_states(self, number: int) -> Tensor:
+        """Run a text with the present attention of the model, and return its states [Q, N]."""
+        output = self._module.base_model(input_ids=self._texts[number][None], use_cache=False)
+        hidden_QN: Tensor = output.last_hidden_state[0]
+        return hidden_QN
+
+    @torch.inference_mode()
+    def measure(self, number: int) -> Measured:
+        """Run a text with the present attention of the model, and compare.
+
+        Args:
+            number: index of the text, whose reference is set.
 
         Raises:
             NumericalError: a logit is not finite.
         """
-        parts = [
-            self._compare(*items)
-            for items in zip(self._texts, self._hidden, self._losses, strict=True)
-        ]
-        kl_Q, same_Q, loss_Q, copy_Q = (torch.stack(part) for part in zip(*parts, strict=True))
+        hidden_QN = self.hidden_states(number)
         first = self.ranges[0].start
+        own = self._compare(number, hidden_QN, range(first, self._end))
+        copied = self._compare(number, hidden_QN, self._copied)
         return Measured(
             tuple(
-                float(kl_Q[:, span.start : span.stop].mean().clamp(min=0)) for span in self.ranges
+                float(own.kl_Q[span.start - first : span.stop - first].mean())
+                for span in self.ranges
             ),
-            float(same_Q[:, first:].mean()),
-            float(loss_Q[:, first:].mean()),
-            float(copy_Q.mean()),
+            float(own.same_Q.mean()),
+            float(own.loss_Q[:-1].mean()),  # the last one's next token is the repetition's
+            float(copied.loss_Q.mean()),
         )
 
-    def _compare(
-        self, text: Tensor, full_QN: Tensor, full_loss_Q: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return KL, agreement and loss of the text's positions, and loss of the passage's."""
-        hidden_QN = self._run(text)
+    def _compare(self, number: int, hidden_QN: Tensor, positions: range) -> _Compared:
+        """Return what positions lose, a part of them in memory at a time."""
         kl, same, losses = [], [], []
-        for (rows, logits_QV), (_, full_QV) in zip(
-            self._logits(hidden_QN[:-1]), self._logits(full_QN[:-1]), strict=True
-        ):
-            expected, actual = full_QV.log_softmax(-1), logits_QV.log_softmax(-1)
-            kl.append((expected.exp() * (expected - actual)).sum(-1))
+        for start in range(positions.start, positions.stop, _ROWS):
+            rows = slice(start, min(start + _ROWS, positions.stop))
+            next_Q = self._texts[number][rows.start + 1 : rows.stop + 1]
+            full_QV, logits_QV = (
+                self._logits(states[rows]).log_softmax(-1)
+                for states in (self._hidden[number], hidden_QN)
+            )
+            kl.append((full_QV.exp() * (full_QV - logits_QV)).sum(-1))
             same.append((full_QV.argmax(-1) == logits_QV.argmax(-1)).double())
-            losses.append(_cross_entropies(logits_QV, text[rows.start + 1 : rows.stop + 1]))
-        kl_Q, increase_Q = torch.cat(kl), torch.cat(losses) - full_loss_Q
+            losses.append((full_QV - logits_QV).gather(-1, next_Q[:, None])[:, 0])
+        kl_Q = torch.cat(kl)
         if not bool(kl_Q.isfinite().all()):
             raise NumericalError("NaN or infinity in the logits of the verification texts")
-        scored = self._end + skipped_tokens(self._copied)
-        end = self._end - 1  # the next token is still of the text
-        return (
-            kl_Q[: self._end],
-            torch.cat(same)[: self._end],
-            increase_Q[:end],
-            increase_Q[scored:],
-        )
+        return _Compared(kl_Q, torch.cat(same), torch.cat(losses))
 
-    @torch.inference_mode()
-    def _run(self, text: Tensor) -> Tensor:
-        """Return the hidden states before the head, [Q, N]."""
-        output = self._module.base_model(input_ids=text[None], use_cache=False)
-        hidden: Tensor = output.last_hidden_state[0]
-        return hidden
-
-    @torch.inference_mode()
-    def _logits(self, hidden_QN: Tensor) -> Iterator[tuple[range, Tensor]]:
-        """Yield positions and their logits [Q, V], a part of the positions at a time."""
-        head = self._module.get_output_embeddings()
+    def _logits(self, hidden_QN: Tensor) -> Tensor:
+        """Return the logits of hidden states, [Q, V]."""
+        logits: Tensor = self._module.get_output_embeddings()(hidden_QN).float()
         cap = getattr(self._module.config.get_text_config(), "final_logit_softcapping", None)
-        for start in range(0, len(hidden_QN), _ROWS):
-            logits = head(hidden_QN[start : start + _ROWS]).float()
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
-            yield range(start, start + len(logits)), logits
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def _cross_entropies(logits_QV: Tensor, next_Q: Tensor) -> Tensor:
-    return torch.nn.functional.cross_entropy(logits_QV, next_Q, reduction="none")
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """What positions lose to full attention, in nats."""
+
+    kl_Q: Tensor
+    same_Q: Tensor
+    loss_Q: Tensor
+    """Increase of the cross-entropy of the next token."""

@@ -1,16 +1,17 @@
-"""Decoders of transformers whose attention follows a selection of keys: the slow reference.
+"""Decoders of transformers whose attention follows a selection of keys: the reference in torch.
 
-The masks are explicit, so nothing is saved; runtimes that do save time and memory are held against
-it. The selection is an attribute of each attention module, read by an attention function that
-transformers finds by the name in the config of the modules.
+All keys stay in memory, and runtimes that save time and memory are held against it. Local heads
+read only the keys near their queries; other selections are explicit masks. The selection is an
+attribute of each attention module, read by an attention function that transformers finds by the
+name in the config of the modules.
 
 Shapes: as in ``masks.py``; G key-value heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +20,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from compressor.models.attention_patterns.masks import KeySelection, LocalSelection, Scored
+from compressor.models.attention_patterns.masks import (
+    KeySelection,
+    LocalSelection,
+    Scored,
+    local_mask,
+)
 from compressor.models.attention_patterns.record import AttentionPattern
 from compressor.models.capabilities.attention_heads import AttentionHeads
 
@@ -27,8 +33,8 @@ IMPLEMENTATION = "autoglm_compress_selected_keys"
 """Name under which transformers finds the attention function."""
 _SELECTION = "key_selection"
 _OBSERVER = "attention_observer"
-_SCORES_IN_MEMORY = 1 << 25
-"""Pairs of a query and a key, of all heads, that are in memory at once."""
+_ROWS = 256
+"""Queries whose scores are in memory at once, and at most that many more keys than needed."""
 
 
 def apply_attention_pattern(
@@ -65,23 +71,24 @@ def select_keys(attention: nn.Module, selection: KeySelection | None) -> None:
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """One call of an attention module with all keys."""
+    """Inputs of one call of an attention module."""
 
     query_BHQD: Tensor
     """Rotated."""
     key_BGKD: Tensor
+    """Rotated, with the cached ones before."""
     value_BGKD: Tensor
-    output_BQHD: Tensor
-    """Result of the attention, before ``o_proj``."""
     mask: Tensor | None
     """bool [B, 1, Q, K]; None for causal attention without padding."""
     scaling: float
     """Factor of the scores."""
 
 
-def observe_attention(
-    attention: nn.Module, observer: Callable[[AttentionCall], None] | None
-) -> None:
+Observer = Callable[[AttentionCall, Tensor], None]
+"""Takes the inputs of a call with all keys, and its result [B, Q, H, D], before ``o_proj``."""
+
+
+def observe_attention(attention: nn.Module, observer: Observer | None) -> None:
     """Call an observer with every call of an attention module; None removes it.
 
     Args:
@@ -112,29 +119,112 @@ def selected_attention(
         options: others of transformers, such as ``scaling``.
     """
     selection: KeySelection | None = getattr(module, _SELECTION, None)
-    if selection is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        observer: Callable[[AttentionCall], None] | None = getattr(module, _OBSERVER, None)
-        if observer is not None:
-            scaling = options.get("scaling") or query.shape[-1] ** -0.5
-            observer(AttentionCall(query, key, value, output, attention_mask, scaling))
-        return output, None
-    options.pop("is_causal", None)
-    queries_BQ, keys_BK = positions(query.shape[2], key.shape[2], attention_mask, query.device)
-    repeated = repeat_kv(key, query.shape[1] // key.shape[1])
-    step = max(1, _SCORES_IN_MEMORY // (query.shape[0] * query.shape[1] * key.shape[2]))
+    scaling = options.get("scaling") or query.shape[-1] ** -0.5
+    call = AttentionCall(query, key, value, attention_mask, scaling)
+    if isinstance(selection, LocalSelection):
+        return _mixed_attention(module, call, selection, options), None
+    if selection is not None:
+        return _masked_attention(module, call, selection, options), None
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    observer: Observer | None = getattr(module, _OBSERVER, None)
+    if observer is not None:
+        observer(call, output)
+    return output, None
+
+
+def _masked_attention(
+    module: nn.Module, call: AttentionCall, selection: KeySelection, options: Mapping[str, Any]
+) -> Tensor:
+    """Return the output [B, Q, H, D] with an explicit mask; later keys are not read."""
+    options = {**options, "is_causal": False}
+    queries, keys = call.query_BHQD.shape[2], call.key_BGKD.shape[2]
+    queries_BQ, keys_BK = positions(queries, keys, call.mask, call.query_BHQD.device)
+    shared = call.query_BHQD.shape[1] // call.key_BGKD.shape[1]
     chunks = []
-    for start in range(0, query.shape[2], step):
-        rows = slice(start, start + step)
-        queries = query[:, :, rows]
-        allowed = selection.allowed(queries_BQ[:, rows], keys_BK, Scored(queries, repeated))
-        if attention_mask is not None:
-            allowed = allowed & attention_mask[:, :, rows, : key.shape[2]]
-        chunk, _ = sdpa_attention_forward(
-            module, queries, key, value, allowed, is_causal=False, **options
-        )
+    for start in range(0, queries, _ROWS):
+        rows = slice(start, min(start + _ROWS, queries))
+        earlier = slice(0, keys - queries + rows.stop)
+        query, key = call.query_BHQD[:, :, rows], call.key_BGKD[:, :, earlier]
+        scored = Scored(query, repeat_kv(key, shared))
+        allowed = selection.allowed(queries_BQ[:, rows], keys_BK[:, earlier], scored)
+        if call.mask is not None:
+            allowed = allowed & call.mask[:, :, rows, earlier]
+        value = call.value_BGKD[:, :, earlier]
+        chunk, _ = sdpa_attention_forward(module, query, key, value, allowed, **options)
         chunks.append(chunk)
-    return torch.cat(chunks, dim=1), None
+    return torch.cat(chunks, dim=1)
+
+
+def _mixed_attention(
+    module: nn.Module, call: AttentionCall, selection: LocalSelection, options: Mapping[str, Any]
+) -> Tensor:
+    """Return the output [B, Q, H, D] of full and local heads, each kind computed for itself."""
+    shared = call.query_BHQD.shape[1] // call.key_BGKD.shape[1]
+    is_local_G = torch.tensor(selection.local_H[::shared], device=call.query_BHQD.device)
+    full, local = (_of_key_heads(call, chosen) for chosen in (~is_local_G, is_local_G))
+    parts = []
+    if full.key_BGKD.shape[1]:
+        tensors = (full.query_BHQD, full.key_BGKD, full.value_BGKD)
+        parts.append(sdpa_attention_forward(module, *tensors, call.mask, **options)[0])
+    if local.key_BGKD.shape[1]:
+        queries = call.query_BHQD.shape[2]
+        chunks = [
+            local_attention(
+                local, slice(start, min(start + _ROWS, queries)), selection.sinks, selection.window
+            )
+            for start in range(0, queries, _ROWS)
+        ]
+        parts.append(torch.cat(chunks, dim=1))
+    is_local_H = is_local_G.repeat_interleave(shared).int()
+    order = is_local_H.argsort(stable=True)
+    return torch.cat(parts, dim=2)[:, :, order.argsort()]
+
+
+def _of_key_heads(call: AttentionCall, chosen_G: Tensor) -> AttentionCall:
+    """Return the call of some key-value heads, bool [G], with their query heads."""
+    shared = call.query_BHQD.shape[1] // call.key_BGKD.shape[1]
+    return replace(
+        call,
+        query_BHQD=call.query_BHQD[:, chosen_G.repeat_interleave(shared)],
+        key_BGKD=call.key_BGKD[:, chosen_G],
+        value_BGKD=call.value_BGKD[:, chosen_G],
+    )
+
+
+def local_attention(call: AttentionCall, rows: slice, sinks: int, window: int) -> Tensor:
+    """Return the output of some queries if all heads are local, [B, Q, H, D].
+
+    Only the keys that one of the queries may see are read. An index is at most as many tokens from
+    a position as there are tokens of padding.
+
+    Args:
+        call: inputs of the attention.
+        rows: the queries; start and stop are set.
+        sinks: first tokens that a query sees.
+        window: tokens before a query that it sees, itself included.
+    """
+    query = call.query_BHQD[:, :, rows]
+    queries, keys = call.query_BHQD.shape[2], call.key_BGKD.shape[2]
+    queries_BQ, keys_BK = positions(queries, keys, call.mask, query.device)
+    padded = 0
+    if call.mask is not None:
+        padded = keys - int(call.mask[:, 0, :, :keys].any(dim=1).sum(-1).min())
+    cached = keys - queries
+    nearest = max(0, cached + rows.start - window + 1 - padded)
+    near = torch.arange(nearest, cached + rows.stop, device=query.device)
+    first = torch.arange(min(sinks + padded, nearest), device=query.device)
+    seen = torch.cat([first, near])
+    mask = local_mask(queries_BQ[:, rows], keys_BK[:, seen], sinks, window)
+    if call.mask is not None:
+        mask = mask & call.mask[:, :, rows][..., seen]
+    shared = query.shape[1] // call.key_BGKD.shape[1]
+    key, value = (
+        repeat_kv(tensor[:, :, seen], shared) for tensor in (call.key_BGKD, call.value_BGKD)
+    )
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=call.scaling
+    )
+    return output.transpose(1, 2)
 
 
 def positions(
