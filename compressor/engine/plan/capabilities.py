@@ -19,6 +19,10 @@ from compressor.models.missing import Missing, missing
 from compressor.runtimes.formats import Format, accepts
 
 
+_CHECKPOINTS = ("torch", "packed")
+"""Formats of models that can get an attention pattern."""
+
+
 @dataclass(frozen=True, slots=True)
 class PassSuitability:
     """Suitability of one pass for one model."""
@@ -40,10 +44,12 @@ def pattern_refusal(pass_: Pass[Any], facts: ModelFacts) -> RequirementError | N
     """Return the error if a pass would drop the attention pattern of a model; None otherwise."""
     if not facts.attention_pattern or pass_.keeps_attention_pattern:
         return None
+    follows = f"let `sparse-attention` follow {pass_.name}, or "
     return RequirementError(
         f"{pass_.name} does not keep the attention pattern of its parent "
         f"({ATTENTION_PATTERN}): heads that attend to a window would attend to all tokens again",
-        remedy=f"let `sparse-attention` follow {pass_.name}, or give {pass_.name} the model that "
+        remedy=(follows if pass_.produces in _CHECKPOINTS else "")
+        + f"give {pass_.name} a model without the pattern, such as the one that "
         "`sparse-attention` starts from",
     )
 

@@ -187,3 +187,30 @@ def test_the_factors_of_an_adapter_follow_the_heads(tmp_path):
     adapter = slot_inputs(slots, factors, np.float32, tmp_path)
     decoder._decode_session.bind_inputs(adapter)
     assert_same(decoder.forward(TOKENS[:1], logits_to_keep=0)[0], logits_of(parent)[0])
+
+
+def divergence(expected_BTV, actual_BTV):
+    """Return the mean KL divergence."""
+    log_p, log_q = (
+        logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+        for logits in (expected_BTV, actual_BTV)
+    )
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
+
+
+@pytest.mark.parametrize("cache", [{}, {"int8_kv_cache": {"data": "text"}}], ids=["float", "int8"])
+def test_fast_prompts_fill_the_caches_of_both_kinds_of_heads(cache, tmp_path):
+    packed = pack_decoder(
+        save_decoder(tmp_path / "torch", "tiny-llama", HEADS), tmp_path / "packed"
+    )
+    write_attention_pattern(PATTERN, packed.model)
+    export_decoder(packed, tmp_path / "onnx", {**FIELDS, "decoder": cache})
+    exact, fast = (
+        OnnxDecoder(tmp_path / "onnx", 1, capacity=CONTEXT, fast_prompts=is_fast)
+        for is_fast in (False, True)
+    )
+    prompts = (decoder.forward(TOKENS[:1, :300], logits_to_keep=0) for decoder in (exact, fast))
+    assert 0 < divergence(*prompts) < 1e-3
+    for position in range(300, 400):
+        token = TOKENS[:1, position : position + 1]
+        assert divergence(exact.forward(token), fast.forward(token)) < 1e-3
