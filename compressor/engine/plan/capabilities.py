@@ -18,7 +18,6 @@ from compressor.models.facts import ModelFacts
 from compressor.models.missing import Missing, missing
 from compressor.runtimes.formats import Format, accepts
 
-
 _CHECKPOINTS = ("torch", "packed")
 """Formats of models that can get an attention pattern."""
 
