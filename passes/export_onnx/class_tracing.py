@@ -23,7 +23,7 @@ from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 from compressor.errors import PassError
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
 from passes.export_onnx.complex_numbers import complex_as_pairs
-from passes.export_onnx.mask_branches import AnyIsTrue
+from passes.export_onnx.masks import AdditiveMasks, AnyIsTrue
 from passes.export_onnx.tracing import GraphInterface, trace
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _trace_as_it_is(
 def _errors() -> Iterator[None]:
     """Trace without gradients and complex tensors; turn errors of torch and classes into ours."""
     try:
-        with torch.no_grad(), complex_as_pairs():
+        with torch.no_grad(), complex_as_pairs(), AdditiveMasks():
             yield
     except PassError:
         raise

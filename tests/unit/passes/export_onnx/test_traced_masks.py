@@ -6,7 +6,8 @@ from torch import nn
 
 from compressor.graphs.decoder.interface import DECODER_TOKENS
 from passes.export_onnx.cached.probe import continues_from_cache
-from passes.export_onnx.mask_branches import AnyIsTrue
+from passes.export_onnx.class_tracing import make_traceable
+from passes.export_onnx.masks import AdditiveMasks, AnyIsTrue
 from tests.support.encoder_classes import CLASSES, TinyClass
 
 FSMT = TinyClass(
@@ -40,6 +41,20 @@ def test_a_mask_that_is_left_out_where_nothing_is_padded_stays_in_the_graph():
     torch.testing.assert_close(program(values, padding), module(values, padding))
     padding[0, 3:] = True
     torch.testing.assert_close(program(values, padding), module(values, padding))
+
+
+def test_boolean_masks_of_attention_mean_the_same_in_every_implementation():
+    model = CLASSES["bert"].build()
+    ids = torch.randint(5, 90, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.eye(6, dtype=torch.bool).expand(2, 1, 6, 6)
+    with torch.no_grad():
+        expected = model(ids, mask).logits
+        make_traceable(model)
+        added = model(ids, mask).logits
+        with AdditiveMasks():
+            actual = model(ids, mask).logits
+    torch.testing.assert_close(actual, expected)
+    assert (added - expected).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(("case", "expected"), [(CLASSES["bart"], True), (FSMT, False)])
