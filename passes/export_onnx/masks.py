@@ -69,8 +69,5 @@ def _are_scores_and_mask(*values: Any) -> bool:
     if len(values) != 2 or not all(isinstance(value, Tensor) for value in values):
         return False
     scores, mask = values
-    return (
-        scores.is_floating_point()
-        and mask.dtype == torch.bool
-        and scores.ndim == mask.ndim == _MASK_DIMENSIONS
-    )
+    is_mask: bool = mask.dtype == torch.bool and mask.ndim == scores.ndim == _MASK_DIMENSIONS
+    return is_mask and bool(scores.is_floating_point())
