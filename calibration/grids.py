@@ -72,6 +72,10 @@ def activation_scale(range_: Range, grid: Grid) -> Tensor:
     return torch.tensor(bound / grid.highest if bound > 0 else 1.0, dtype=torch.float32)
 
 
+_VALUES_AT_ONCE = 1 << 16
+"""Weights whose scales are searched together: they stay in the cache, and memory is bounded."""
+
+
 @torch.no_grad()
 def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"]) -> Tensor:
     """Return a scale for each output channel, float32 [O].
@@ -82,7 +86,12 @@ def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"])
         choice: ``min-max`` covers the largest magnitude, ``mse`` minimizes the squared error of
             rounding and clipping together.
     """
-    weight_OK = weight.detach().flatten(1).double()
+    weight_OK = weight.detach().flatten(1)
+    rows = max(1, _VALUES_AT_ONCE // max(1, weight_OK.shape[1]))
+    return torch.cat([_row_scales(part.double(), grid, choice) for part in weight_OK.split(rows)])
+
+
+def _row_scales(weight_OK: Tensor, grid: Grid, choice: Literal["min-max", "mse"]) -> Tensor:
     largest_O = weight_OK.abs().amax(dim=1)
     largest_O = torch.where(largest_O > _TINY, largest_O, torch.ones_like(largest_O))
     best_O = largest_O / grid.highest
