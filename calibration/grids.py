@@ -88,7 +88,9 @@ def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"])
     """
     weight_OK = weight.detach().flatten(1)
     rows = max(1, _VALUES_AT_ONCE // max(1, weight_OK.shape[1]))
-    return torch.cat([_row_scales(part.double(), grid, choice) for part in weight_OK.split(rows)])
+    return torch.cat(
+        [_row_scales(part.double(), grid, choice) for part in torch.split(weight_OK, rows)]
+    )
 
 
 def _row_scales(weight_OK: Tensor, grid: Grid, choice: Literal["min-max", "mse"]) -> Tensor:
