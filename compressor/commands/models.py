@@ -158,7 +158,7 @@ def export_adapter(
     ],
     as_json: AsJson = False,
 ) -> None:
-    """Write a LoRA adapter as a file for ONNX Runtime or llama.cpp.
+    """Write a LoRA adapter as a file of another runtime.
 
     For an ONNX graph it is an .onnx_adapter file, which onnxruntime-genai loads; for a GGUF file a
     GGUF adapter, which llama.cpp adds (`--lora`). The adapter's base is compared with the model

@@ -15,6 +15,7 @@ from compressor.models.capabilities.streamed_layers import StreamedLayers
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts
+from compressor.models.families.module.config import is_program
 from passes.awq.config import GROUP_SIZES, AwqConfig
 from passes.awq.contract import ModelQuantizer, Parts, transposed_notes
 from passes.common.field_problems import FieldProblem, is_set
@@ -96,12 +97,16 @@ class WholeQuantizer(ModelQuantizer):
         self._check_module(load_module(model))
 
     def check_planned(self, parent: ModelFacts) -> None:
-        """Check fields, and the linear layers of the model, built without values.
+        """Check fields, and the linear layers of a class without stated groups, built without data.
+
+        Programs of torch.export are opened when the step starts.
 
         Raises:
             RequirementError: fields do not apply, or no layer, or too few, can be quantized.
         """
         super().check_planned(parent)
+        if self.blocks or is_program(self.architecture):
+            return
         from passes.common.unweighted import build_without_values
 
         self._check_module(build_without_values(Architecture(self.family, self.architecture))[0])

@@ -16,6 +16,7 @@ from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
 from compressor.models.capabilities.training_heads import TrainingHeads
 from compressor.models.facts import ModelFacts
+from compressor.models.families.module.config import is_program
 from passes.common.config import training_problems
 from passes.common.field_problems import FieldProblem, check_no_problems
 from passes.qat.config import QatConfig
@@ -77,9 +78,15 @@ def _field_problems(config: QatConfig, model: Architecture) -> list[FieldProblem
         )
     if config.ignore:
         problems += _ignore_problems(config, model)
-    elif config.min_share and model.capability(QuantizableLayers) is None:  # type: ignore[type-abstract]
+    elif _finds_its_layers(model) and config.min_share:
         problems += _share_problems(config, model)
     return problems
+
+
+def _finds_its_layers(model: Architecture) -> bool:
+    """Return True if the layers are discovered from a module that can be built when planning."""
+    stated = model.capability(QuantizableLayers)  # type: ignore[type-abstract]
+    return stated is None and not is_program(model.config)
 
 
 def _share_problems(config: QatConfig, model: Architecture) -> list[FieldProblem]:

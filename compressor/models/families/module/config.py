@@ -195,3 +195,8 @@ def replaced(config: ModuleConfig, fields: Mapping[str, Any]) -> ModuleConfig:
     if not fields.keys().isdisjoint(_BUILDERS):
         tree |= dict.fromkeys(_BUILDERS) | {"arguments": {}}
     return ModuleConfig.model_validate_json(json.dumps(tree | dict(fields)))
+
+
+def is_program(config: Record) -> bool:
+    """Return True for a program of torch.export, which is opened when a step starts."""
+    return isinstance(config, ModuleConfig) and config.program is not None

@@ -14,17 +14,13 @@ from calibration.sources.arrays import ArrayDataset
 from compressor.analysis.layerwise import compare_layers
 from compressor.analysis.tensors import compare_tensors
 from compressor.errors import CompressError, ModelError, RequirementError, UsageError
-from compressor.models.architecture import Architecture
 from compressor.models.capabilities.folding import fold_scale
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.checkpoint.loading import load_module
-from compressor.models.facts import planned_facts
 from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.runtimes.formats import format_named, open_layers, open_session, recognize
 from passes.awq import whole_run
-from passes.awq.config import AwqConfig
 from passes.awq.linear_layers import find_linears
-from passes.awq.quantizers import quantizer_from_facts
 from tests.support.awq import (
     BERT,
     COMPRESSED_TENSORS,
@@ -357,13 +353,3 @@ def test_random_numbers_are_the_same_in_every_run_and_others_are_left_alone() ->
     first, second = (whole_run.run_reproducibly(Shuffled(), inputs, seed=3) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.rand(1), expected)
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_group_sizes_that_fit_no_layer_are_refused_in_the_plan(model):
-    family, config = MODELS[model]
-    fields = AwqConfig(format="compressed-tensors", group_size=7, calibration={"data": "text"})
-    facts = planned_facts(Architecture(family, config))
-    quantizer = quantizer_from_facts(fields, facts)
-    with pytest.raises(RequirementError, match="no linear layer of this"):
-        quantizer.check_planned(facts)

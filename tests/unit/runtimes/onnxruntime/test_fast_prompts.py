@@ -11,8 +11,7 @@ import pytest
 from compressor.errors import PassError, StorageError, UsageError
 from compressor.runtimes import memory
 from compressor.runtimes.onnxruntime import integer_kernels
-from compressor.runtimes.onnxruntime.decoder import decoder as decoder_module
-from compressor.runtimes.onnxruntime.decoder import fast_prompts
+from compressor.runtimes.onnxruntime.decoder import fast_prompts, opening
 from compressor.runtimes.onnxruntime.decoder.binding import BoundSession
 from compressor.runtimes.onnxruntime.decoder.decoder import OnnxDecoder
 from compressor.runtimes.onnxruntime.inference import open_inference_session
@@ -174,7 +173,7 @@ def test_a_cpu_whose_fast_products_saturate_uses_exact_ones(saturates, tmp_path,
         settings.append(options["settings"])
         return open_inference_session(*arguments, **options)
 
-    monkeypatch.setattr(decoder_module, "open_inference_session", record)
+    monkeypatch.setattr(opening, "open_inference_session", record)
     exact, fast = (
         decoder.forward(TOKENS[:1], logits_to_keep=0)
         for decoder in exact_and_fast(folder, capacity=60)
