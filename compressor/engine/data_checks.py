@@ -14,7 +14,14 @@ from compressor.engine.contract import DataNeed
 from compressor.evaluation.embeddings import passage_count, whole_recall
 from compressor.evaluation.metrics import metric_named, recall_count, reference_metrics
 from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
-from compressor.evaluation.records import TEXT_METRICS, AccuracyConfig, EvaluateConfig
+from compressor.evaluation.records import (
+    TEXT_METRICS,
+    AccuracyConfig,
+    EvaluateConfig,
+    GenerationConfig,
+)
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
 from compressor.runtimes.session import input_problems, is_whole_sample
 
@@ -82,6 +89,23 @@ def generation_problems(
                 "quantize weights alone (`awq` with `bits: 8`), or give the step `measure: false`",
             ),
         )
+
+
+def timed_generation_problems(config: GenerationConfig, model: Architecture) -> Iterator[Finding]:
+    """Yield why the generation of a model cannot be timed as ``evaluate.generation`` states."""
+    cached = model.capability(CachedGeneration)
+    if cached is None:
+        yield (
+            f"this model of the family {model.family.name} generates no text",
+            "remove `evaluate.generation`",
+        )
+    elif cached.encoder_inputs:
+        yield (
+            "the model has an encoder, and only decoders are timed",
+            "remove `evaluate.generation`",
+        )
+    else:
+        yield from config.context_problems(cached.context_length)
 
 
 def _has_decoder(signature: Signature) -> bool:

@@ -11,12 +11,12 @@ from compressor.engine.data_checks import (
     evaluation_needs,
     generation_problems,
     planned_problems,
+    timed_generation_problems,
 )
 from compressor.engine.plan.pipeline import Pipeline, Step, data_set_problems
 from compressor.engine.plan.plan import DataUse
 from compressor.errors import CompressError, Problem
 from compressor.evaluation.records import EvaluateConfig, GenerationConfig
-from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.facts import ModelFacts
 
 
@@ -120,10 +120,10 @@ class PlannedData:
             self.problems.append(self.pipeline.document.problem(location, what, remedy=remedy))
 
     def _check_generation(self, config: GenerationConfig | None, model: ModelFacts) -> None:
-        """Check that prompt and answer fit into the context of a model that generates."""
-        cached = None if config is None else model.capability(CachedGeneration)
-        if config is None or cached is None:
+        """Check that a model generates without an encoder, and has the context for the answers."""
+        architecture = None if config is None else model.architecture()
+        if config is None or architecture is None:
             return
-        for what, remedy in config.context_problems(cached.context_length):
+        for what, remedy in timed_generation_problems(config, architecture):
             problem = self.pipeline.document.problem
             self.problems.append(problem(("evaluate", "generation"), what, remedy=remedy))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from calibration.sources.arrays import ArrayDataset
 from compressor.data.contract import SourceContext
+from compressor.engine.data_checks import timed_generation_problems
 from compressor.errors import ConfigError, DataError, UsageError
 from compressor.evaluation import generation, worker
 from compressor.evaluation.generation import measure_generation, select_prompts
@@ -21,12 +23,18 @@ from compressor.evaluation.records import (
     GenerationConfig,
     LatencyConfig,
 )
+from compressor.models.architecture import Architecture
+from compressor.models.capabilities.cached_generation import CachedGeneration
+from compressor.models.capabilities.signature import InputSpec
+from compressor.models.families.image_classifier.family import ImageClassifier
 from compressor.reports.rows.artifact import generation_lines
 from compressor.runtimes.call_limit import CallLimit
 from compressor.runtimes.formats import StoredModel, format_named
 from compressor.runtimes.rows import SingleRow
 from tests.support.decoders import save_decoder
 
+CLASSIFIER = ImageClassifier()
+AUDIO = InputSpec("input_features", "float32", ("batch", 80, 3000))
 TOKENS_NT = np.random.default_rng(0).integers(3, 380, (5, 12))
 SHORT = GenerationConfig(prompt_tokens=20, new_tokens=4, repeats=3, threads=1)
 
@@ -123,6 +131,19 @@ def test_a_plan_refuses_what_the_context_cannot_hold(decoder: StoredModel, tmp_p
     assert "pipeline.yaml:7" in result.stderr
     assert "prompt and answer have 100064 tokens" in result.stderr
     assert "lower `prompt_tokens` or `new_tokens`" in result.stderr
+
+
+def test_a_plan_refuses_models_that_are_not_timed() -> None:
+    classifier = Architecture(CLASSIFIER, CLASSIFIER.presets["tiny"])
+    [(problem, remedy)] = timed_generation_problems(SHORT, classifier)
+    assert problem == "this model of the family image-classifier generates no text"
+    assert remedy == "remove `evaluate.generation`"
+    speech = CachedGeneration(
+        context_length=448, layers=2, key_heads=2, head_width=8, encoder_inputs=(AUDIO,)
+    )
+    model: Any = SimpleNamespace(capability=lambda _: speech)
+    [(problem, _)] = timed_generation_problems(SHORT, model)
+    assert problem == "the model has an encoder, and only decoders are timed"
 
 
 def test_generation_is_measured_in_a_process_of_its_own(
