@@ -101,7 +101,8 @@ def validate(
     All problems of all files are reported at once. Weights are checked by their headers, and data
     by its first and last records: neither is read as a whole.
     """
-    from compressor.engine.plan.planner import CheckedPipeline, check_pipeline
+    from compressor.engine.plan.plan import CheckedPipeline
+    from compressor.engine.plan.planner import check_pipeline
     from compressor.engine.plan.validation import check_files
 
     def check(file: Path) -> CheckedPipeline:

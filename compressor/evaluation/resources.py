@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 from compressor.artifacts.manifest import Metric
-from compressor.runtimes.formats import SampleShapes, StoredModel
+from compressor.runtimes.format_records import SampleShapes
+from compressor.runtimes.formats import StoredModel
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")

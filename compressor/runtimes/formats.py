@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,7 @@ from compressor.config import discovery
 from compressor.errors import ModelError, UsageError
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.foreign.identify import MODEL_KINDS, identify_any
+from compressor.runtimes.format_records import Cost, LowPrecision, ModuleSource, SampleShapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from compressor.artifacts.manifest import Metric
     from compressor.data.contract import Batch
     from compressor.models.capabilities.signature import InputSpec
-    from compressor.models.families.module.config import ModuleConfig
     from compressor.runtimes.decoding import EncoderDecoder, EncoderDecoderOptions, GenerationLimits
     from compressor.runtimes.layers import Layers
     from compressor.runtimes.rows import RowDecoder, RowOptions
@@ -38,24 +38,6 @@ if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
 
     TensorReader = Callable[[], np.ndarray[Any, Any]]
-
-SampleShapes = Mapping[str, tuple[int, ...]]
-"""Input name to the shape of one sample, batch axis (1) included.
-
-It fixes the free sizes of an ONNX graph.
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Static cost of a model; None where a value cannot be determined."""
-
-    size_bytes: int
-    parameters: int | None = None
-    macs: int | None = None
-    """Multiply-accumulates of one forward pass of one sample (or token)."""
-    weight_bytes: int | None = None
-    """Bytes of the weights alone, for files that also hold code, such as an engine's kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +47,6 @@ class StandIn:
     model: StoredModel
     reason: str
     """One sentence: why the model itself cannot run here."""
-
-
-@dataclass(frozen=True, slots=True)
-class LowPrecision:
-    """Use of integer arithmetic by the runtime, for the report of `gain`."""
-
-    weights: float | None = None
-    """Fraction of weight values that integer kernels multiply."""
-    macs: float | None = None
-    """Fraction of multiply-accumulates that integer kernels compute."""
-    reasons: tuple[str, ...] = ()
-    """Reasons why the model may not be faster than its parent, most expensive first."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleSource:
-    """A module that a pipeline starts from: how it is built, and its weights."""
-
-    config: ModuleConfig
-    weights: Path | None = None
-    """A file of weights that fit; None to initialize them."""
-    notes: tuple[str, ...] = ()
-    """Lines for the user, such as the mean and deviation of the pictures."""
-    data_fields: Mapping[str, Any] = field(default_factory=dict)
-    """Values of fields of its data set, for sources that have them: mean and deviation."""
 
 
 class Format(ABC):

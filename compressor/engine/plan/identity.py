@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from compressor.artifacts.fingerprint import digest_json, digest_tree
 from compressor.config.document import Location
+from compressor.config.validation import references
 from compressor.engine.contract import Pass
 from compressor.engine.machine import tool_version
 from compressor.engine.plan.plan import Recipe
+from compressor.evaluation.measure import evaluation_digest
+from compressor.evaluation.records import EvaluateConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +73,18 @@ def third_party_digest(pass_: Pass[Any]) -> str | None:
     if module.__name__.split(".")[0] == "passes" or module.__file__ is None:
         return None
     return digest_tree(Path(module.__file__).parent, "*.py")
+
+
+def measurement_digest(
+    evaluate: EvaluateConfig, reference_id: str | None, digest_of: Callable[[str], str]
+) -> str:
+    """Return a digest of measurement settings, the data sets that they name, and the reference.
+
+    Args:
+        evaluate: what is measured.
+        reference_id: id of the artifact that is compared with; None for none.
+        digest_of: returns the digest of a data set.
+    """
+    names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
+    digests = {name: digest_of(name) for name in sorted(names)}
+    return evaluation_digest(evaluate, digests, reference_id)

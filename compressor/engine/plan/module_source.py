@@ -14,7 +14,7 @@ from compressor.errors import CompressError, ConfigError, Problem
 from compressor.foreign_files.real_path import real_path
 from compressor.models.families.module.config import BATCH, InputConfig, ModuleConfig
 from compressor.models.families.module.source_code import collect_code, split_target
-from compressor.runtimes.formats import ModuleSource
+from compressor.runtimes.format_records import ModuleSource
 
 _IMAGE = "image"
 

@@ -184,6 +184,16 @@ def plan_to_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedPipeline:
+    """A pipeline without problems."""
+
+    steps: tuple[str, ...]
+    """Names of the source and of all steps."""
+    notes: tuple[str, ...]
+    """Lines for the user that are not errors, such as files that are not read."""
+
+
 def evaluate_of(pipeline: Pipeline, *, compared: bool) -> EvaluateConfig:
     """Return what is measured of a step; without a reference, comparing metrics are left out."""
     evaluate = pipeline.config.evaluate

@@ -26,6 +26,7 @@ from compressor.engine.plan.data_uses import PlannedData, measured_uses, pass_us
 from compressor.engine.plan.identity import (
     BuildSettings,
     compute_id,
+    measurement_digest,
     replace_value,
     third_party_digest,
     tool_versions,
@@ -33,6 +34,7 @@ from compressor.engine.plan.identity import (
 from compressor.engine.plan.pipeline import Pipeline, Step, reference_of
 from compressor.engine.plan.plan import (
     Builder,
+    CheckedPipeline,
     DataUse,
     PassBuilder,
     Plan,
@@ -44,7 +46,6 @@ from compressor.engine.plan.source_model import SourceModel, open_source
 from compressor.engine.plan.stored_steps import facts_of_artifact, measured_copy, state_of
 from compressor.engine.plan.wiring import format_problem, format_read, wiring_problems
 from compressor.errors import CompressError, ConfigError, DamagedArtifactError, Problem
-from compressor.evaluation.measure import evaluation_digest
 from compressor.foreign_files.real_path import real_path
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.formats import accepts, format_named
@@ -71,16 +72,6 @@ def make_plan(
     noting = replace(sources, note=notes.append)
     plan = _Planner(pipeline, store, noting, seed, device).plan(store)
     return replace(plan, sources=sources, notes=tuple(dict.fromkeys(notes)))
-
-
-@dataclass(frozen=True, slots=True)
-class CheckedPipeline:
-    """A pipeline without problems."""
-
-    steps: tuple[str, ...]
-    """Names of the source and of all steps."""
-    notes: tuple[str, ...]
-    """Lines for the user that are not errors, such as files that are not read."""
 
 
 def check_pipeline(pipeline: Pipeline, sources: SourceContext) -> CheckedPipeline:
@@ -405,6 +396,4 @@ class _Planner:
             self.sources.note(f"{format_name} files are not measured here: {remedy}")
         if format_named(format_name).runtime is None:
             return ""
-        names = {value for _, reference, value in references(evaluate) if reference.to == "data"}
-        digests = {name: self._digest(name) for name in sorted(names)}
-        return evaluation_digest(evaluate, digests, reference_id)
+        return measurement_digest(evaluate, reference_id, self._digest)

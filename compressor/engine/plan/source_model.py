@@ -22,7 +22,8 @@ from compressor.models.architecture import Architecture
 from compressor.models.contract import Family
 from compressor.models.facts import ModelFacts, planned_facts
 from compressor.models.families.module.family import Module
-from compressor.runtimes.formats import ModuleSource, recognize
+from compressor.runtimes.format_records import ModuleSource
+from compressor.runtimes.formats import recognize
 
 
 class SourceModel(ABC):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compressor.engine.plan.planner import CheckedPipeline
+from compressor.engine.plan.plan import CheckedPipeline
 from compressor.errors import ConfigError, Problem
 
 

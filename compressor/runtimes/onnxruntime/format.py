@@ -19,7 +19,8 @@ from compressor.runtimes.decoding import (
     GenerationLimits,
 )
 from compressor.runtimes.foreign.identify import identify
-from compressor.runtimes.formats import Cost, Format, LowPrecision, SampleShapes
+from compressor.runtimes.format_records import Cost, LowPrecision, SampleShapes
+from compressor.runtimes.formats import Format
 from compressor.runtimes.rows import RowDecoder, RowOptions
 
 if TYPE_CHECKING:

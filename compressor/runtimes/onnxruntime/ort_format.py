@@ -10,7 +10,7 @@ from compressor.errors import ModelError
 from compressor.foreign_files.limits import FLATBUFFER
 from compressor.foreign_files.opening import check_file
 from compressor.models.facts import ModelFacts
-from compressor.runtimes.formats import Cost, SampleShapes
+from compressor.runtimes.format_records import Cost, SampleShapes
 from compressor.runtimes.onnxruntime.format import Onnx
 
 _MODEL = "model.ort"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from compressor.artifacts.manifest import Metric
 from compressor.errors import ModelError
 from compressor.foreign_files.json_files import read_json_object
-from compressor.runtimes.formats import Cost, Format, SampleShapes, StandIn, StoredModel
+from compressor.runtimes.format_records import Cost, SampleShapes
+from compressor.runtimes.formats import Format, StandIn, StoredModel
 from compressor.runtimes.onnxruntime.format import Onnx
 
 if TYPE_CHECKING:

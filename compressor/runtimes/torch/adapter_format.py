@@ -13,7 +13,8 @@ from compressor.foreign_files.json_files import read_json_object
 from compressor.models.adapters.base import BASE, locate_base, read_base
 from compressor.models.adapters.layout import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from compressor.models.facts import ModelFacts, facts_of
-from compressor.runtimes.formats import Cost, Format, SampleShapes
+from compressor.runtimes.format_records import Cost, SampleShapes
+from compressor.runtimes.formats import Format
 
 if TYPE_CHECKING:
     from compressor.runtimes.decoding import GenerationLimits

@@ -15,7 +15,8 @@ from compressor.runtimes.decoding import EncoderDecoder, EncoderDecoderOptions, 
 from compressor.runtimes.foreign.contract import EXPORT_FROM_PYTHON
 from compressor.runtimes.foreign.folders import sentence_modules
 from compressor.runtimes.foreign.identify import identify
-from compressor.runtimes.formats import Format, LowPrecision
+from compressor.runtimes.format_records import LowPrecision
+from compressor.runtimes.formats import Format
 from compressor.runtimes.rows import RowDecoder, RowOptions
 
 if TYPE_CHECKING:

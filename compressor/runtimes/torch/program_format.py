@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.models.facts import ModelFacts
 from compressor.models.families.module.config import Counts, ModuleConfig, Output
 from compressor.runtimes.foreign.torch_files import ExportedProgram
-from compressor.runtimes.formats import Format, ModuleSource
+from compressor.runtimes.format_records import ModuleSource
+from compressor.runtimes.formats import Format
 
 if TYPE_CHECKING:
     from compressor.models.capabilities.signature import InputSpec

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 from compressor.errors import ModelError
 from compressor.models.families.module.config import BATCH, ModuleConfig
 from compressor.runtimes.foreign.contract import json_object_or_empty
-from compressor.runtimes.formats import Format, ModuleSource
+from compressor.runtimes.format_records import ModuleSource
+from compressor.runtimes.formats import Format
 
 if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
