@@ -1,4 +1,4 @@
-"""Measure decoders behind long contexts: time, memory, and what they still know of the beginning.
+"""Measure decoders behind long contexts: time, memory, and recall of the beginning.
 
     python -m benchmarks.long_context speed NAME=FOLDER … [--lengths 512 2048 8192] [--prompt 4096]
 

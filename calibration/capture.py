@@ -99,7 +99,7 @@ class TensorObservers:
     """One observer per tensor name, created at the first call with that name."""
 
     def __init__(self, create: Callable[[], Observer], convolutions: Collection[str] = ()) -> None:
-        """Take what creates an observer, and the layers whose values have channels first."""
+        """Store what creates an observer, and the layers whose values have channels first."""
         self.create, self.convolutions = create, convolutions
         self.observers: dict[str, Observer] = {}
         self.not_finite: dict[str, str] = {}

@@ -19,7 +19,7 @@ from compressor.models.missing import Missing, missing
 from compressor.runtimes.formats import Format, accepts
 
 _CHECKPOINTS = ("torch", "packed")
-"""Formats of models that can get an attention pattern."""
+"""Formats of models that a pattern can be written for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from compressor.graphs.decoder.cache_bounds import CacheBound
 from compressor.graphs.decoder.operators import Operators
 
 _MASKED = {ir.DataType.FLOAT: -1e30, ir.DataType.FLOAT16: -65504.0}
-"""Added to the score of a position that a token does not see."""
+"""Value added to the score of a position that a token does not see."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -197,7 +197,7 @@ class Log:
 
 
 _LOG = Log()
-"""The library keeps a pointer to its callback, so it lives as long as the process."""
+"""Log of the process: the library keeps a pointer to its callback."""
 
 
 class Library:
