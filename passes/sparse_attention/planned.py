@@ -50,7 +50,7 @@ def _field_problems(config: SparseAttentionConfig, heads: AttentionHeads) -> Ite
             f"set `context_length` to at most {heads.positions}",
         )
     budget = config.budget.kv_memory
-    least = 1 - most_saved_rows(config, heads) / total_rows(heads, config.context_length)
+    least = 1 - most_saved_rows(config, heads) / heads.cached_rows(config.context_length)
     if budget is not None and budget < least:
         yield FieldProblem(
             "budget.kv_memory",
@@ -89,12 +89,6 @@ def text_length(facts: DataFacts) -> int | None:
     """Return the tokens of each sample of a data set; None if it is not known."""
     shapes = [entry.shape for entry in facts.inputs or () if entry.name == TOKENS]
     return shapes[0][0] if shapes and len(shapes[0]) == 1 else None
-
-
-def total_rows(heads: AttentionHeads, tokens: int) -> int:
-    """Return the keys that all heads hold without a pattern; windowed layers hold their window."""
-    kept = (min(tokens, heads.windowed.get(number, tokens)) for number in range(heads.layers))
-    return heads.key_heads * sum(kept)
 
 
 def most_saved_rows(config: SparseAttentionConfig, heads: AttentionHeads) -> int:

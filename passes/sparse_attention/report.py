@@ -9,7 +9,6 @@ import numpy as np
 from compressor.models.attention_patterns.record import AttentionPattern
 from compressor.models.capabilities.attention_heads import AttentionHeads
 from passes.sparse_attention.config import SparseAttentionConfig
-from passes.sparse_attention.planned import total_rows
 from passes.sparse_attention.verification import Measured
 
 _VALUE_BYTES = 2
@@ -58,7 +57,7 @@ class Report:
         """Return JSON values for the manifest."""
         config, heads = self._config, self._heads
         row_bytes = 2 * heads.head_width * _VALUE_BYTES
-        before = row_bytes * total_rows(heads, config.context_length)
+        before = row_bytes * heads.cached_rows(config.context_length)
         gates = (
             ("kl", self._measured.kl, config.kl_limit),
             ("copy_loss", self._measured.copy_loss, config.max_copy_loss),
@@ -83,13 +82,7 @@ class Report:
 
     def _share(self, pattern: AttentionPattern) -> float:
         tokens = self._config.context_length
-        total = total_rows(self._heads, tokens)
-        saved = sum(
-            len(layer.heads) * max(0, tokens - layer.kept)
-            for layer in pattern.layers
-            if layer is not None
-        )
-        return 1 - saved / total
+        return pattern.cached_rows(self._heads, tokens) / self._heads.cached_rows(tokens)
 
     def _map_row(self, number: int) -> dict[str, Any]:
         layer, heads = self.pattern.layers[number], self._heads

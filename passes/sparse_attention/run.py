@@ -38,7 +38,7 @@ from passes.sparse_attention.assignment import (
 )
 from passes.sparse_attention.config import SparseAttentionConfig
 from passes.sparse_attention.losses import HeadMeasurement, Sums, measure_texts
-from passes.sparse_attention.planned import TOKENS, most_saved_rows, total_rows
+from passes.sparse_attention.planned import TOKENS, most_saved_rows
 from passes.sparse_attention.report import Report
 from passes.sparse_attention.selections import (
     compared_name,
@@ -90,7 +90,7 @@ class _Search:
         self.module: Any = load_module(description, context.device).requires_grad_(False)
         self._device = device
         self._state = self._restore()
-        self._total = total_rows(self.heads, config.context_length)
+        self._total = self.heads.cached_rows(config.context_length)
 
     def run(self) -> Report:
         losses_LWG = self._measure_heads()

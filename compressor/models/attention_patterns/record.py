@@ -19,7 +19,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from compressor.artifacts.errors_from_os import writing
-from compressor.artifacts.files import copy_file, write_atomic
+from compressor.artifacts.files import write_atomic
 from compressor.config.record import Record
 from compressor.errors import ModelError
 from compressor.foreign_files.json_files import read_json_record
@@ -67,11 +67,12 @@ class AttentionPattern(Record):
 
     def cached_rows(self, heads: AttentionHeads, tokens: int) -> int:
         """Return the number of keys that all heads of all layers hold after some tokens."""
-        rows = heads.layers * heads.key_heads * tokens
-        for layer in self.layers:
-            if layer is not None:
-                rows -= len(layer.heads) * max(0, tokens - layer.kept)
-        return rows
+        saved = (
+            len(layer.heads) * max(0, tokens - layer.kept)
+            for layer in self.layers
+            if layer is not None
+        )
+        return heads.cached_rows(tokens) - sum(saved)
 
 
 def read_attention_pattern(folder: Path) -> AttentionPattern | None:
@@ -95,16 +96,6 @@ def write_attention_pattern(pattern: AttentionPattern, folder: Path) -> None:
     with writing(folder):
         content = f"{pattern.model_dump_json(indent=1)}\n"
         write_atomic(folder / ATTENTION_PATTERN, content.encode())
-
-
-def copy_attention_pattern(source: Path, target: Path) -> None:
-    """Copy the pattern of a model folder, if it has one, to a folder with the same layers.
-
-    Raises:
-        StorageError: the disk is full, or the folder cannot be written.
-    """
-    if (source / ATTENTION_PATTERN).is_file():
-        copy_file(source / ATTENTION_PATTERN, target / ATTENTION_PATTERN)
 
 
 def pattern_problems(pattern: AttentionPattern, heads: AttentionHeads | None) -> list[str]:

@@ -49,3 +49,8 @@ class AttentionHeads(Capability):
     def full_layers(self) -> tuple[int, ...]:
         """Layers whose heads see all keys before a token."""
         return tuple(number for number in range(self.layers) if number not in self.windowed)
+
+    def cached_rows(self, tokens: int) -> int:
+        """Return the keys that all heads hold after some tokens; windowed layers hold a window."""
+        kept = (min(tokens, self.windowed.get(number, tokens)) for number in range(self.layers))
+        return self.key_heads * sum(kept)
