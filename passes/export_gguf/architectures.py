@@ -17,6 +17,12 @@ Fields = Mapping[str, Any]
 _FULL = "full_attention"
 _GEMMA_PERIOD = 6
 _PLAIN_ROTARY = frozenset({"default", "linear", "yarn"})
+VISION = "model.visual."
+"""Prefix of the tensors of a vision tower, which is written to a file of its own."""
+IMAGE_ENDS = ("<|begin_of_image|>", "<|end_of_image|>")
+"""Tokens that llama.cpp writes around an image of `glm4v`."""
+_MERGED, _FRAMES = 2, 2
+"""Patches in a row, and frames, that llama.cpp's `glm4v` merges."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,10 @@ class GgufArchitecture:
     """Name of the pre-tokenizer of Llama 3 in this architecture; None for the usual name."""
     further_limits: Callable[[Fields], Iterator[str]] = lambda _: iter(())
     """Yields what llama.cpp does not compute beside the limits above."""
+    projector: str | None = None
+    """``clip.projector_type`` of the vision tower, which is a file of its own; None without one."""
+    vision_limits: Callable[[Fields], Iterator[str]] = lambda _: iter(())
+    """Yields what llama.cpp does not compute of the fields of ``vision_config``."""
 
 
 def _no_window(fields: Fields) -> Iterator[str]:
@@ -84,6 +94,21 @@ def _glm4_limits(fields: Fields) -> Iterator[str]:
         yield f"`partial_rotary_factor` {factor}"
 
 
+def _glm4v_vision_limits(fields: Fields) -> Iterator[str]:
+    known = {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "spatial_merge_size": _MERGED,
+        "temporal_patch_size": _FRAMES,
+    }
+    for name, value in known.items():
+        if (stated := fields.get(name, value)) != value:
+            yield f"`{name}: {stated}` of the vision tower"
+    rotary = fields.get("rope_parameters") or {}
+    if (base := rotary.get("rope_theta", 10000.0)) != 10000.0:
+        yield f"`rope_theta: {base}` of the vision tower"
+
+
 ARCHITECTURES: Mapping[str, GgufArchitecture] = {
     "llama": GgufArchitecture(
         "llama",
@@ -124,6 +149,16 @@ ARCHITECTURES: Mapping[str, GgufArchitecture] = {
         three_digits="glm4",
         further_limits=_glm4_limits,
     ),
+    "glm4v": GgufArchitecture(
+        "glm4",
+        ("Glm4vForConditionalGeneration",),
+        rotary=frozenset({"default"}),
+        head_width_is_free=False,
+        three_digits="glm4",
+        further_limits=_glm4_limits,
+        projector="glm4v",
+        vision_limits=_glm4v_vision_limits,
+    ),
     "olmo2": GgufArchitecture(
         "olmo2",
         ("Olmo2ForCausalLM",),
@@ -156,12 +191,16 @@ def architecture_problem(tree: Mapping[str, Any]) -> str | None:
         label = ", ".join(tree.get("architectures") or ()) or str(tree.get("model_type"))
         if tree.get("vision_config"):
             return (
-                f"{label} takes images, and llama.cpp reads a vision tower from a second file "
-                f"(mmproj), which is not written; supported: {names}"
+                f"{label} takes images, and its vision tower has no row in the table of GGUF "
+                f"architectures; supported: {names}"
             )
         return f"{label} has no row in the table of GGUF architectures; supported: {names}"
     fields = fields_with_defaults(tree)
-    limits = [*_limits(row, fields), *row.further_limits(fields)]
+    limits = [
+        *_limits(row, fields),
+        *row.further_limits(fields),
+        *row.vision_limits(tree.get("vision_config") or {}),
+    ]
     return f"llama.cpp's {row.name} does not compute {'; '.join(limits)}" if limits else None
 
 

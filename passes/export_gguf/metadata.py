@@ -16,6 +16,8 @@ from passes.export_gguf.blocks import Array
 
 _SLIDING = "sliding_attention"
 _DEFAULT_BASE = 10000.0
+_SECTIONS = 4
+"""Sections of positions that llama.cpp reads; unused ones are empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,14 @@ class Hyperparameters:
         return int(self.head_width * factor)
 
     @property
+    def position_sections(self) -> tuple[int, ...]:
+        """Rotated pairs of a head for each position (M-RoPE); empty where a token has one."""
+        if self.architecture.projector is None:
+            return ()
+        sections = self.rotary.get("mrope_section") or self.fields.get("mrope_section") or ()
+        return tuple(int(size) for size in sections)
+
+    @property
     def positions(self) -> int:
         """Positions that llama.cpp computes as the model does.
 
@@ -96,6 +106,8 @@ def write_hyperparameters(writer: GGUFWriter, model: Hyperparameters) -> None:
     writer.add_layer_norm_rms_eps(fields["rms_norm_eps"])
     writer.add_rope_dimension_count(model.rotary_width)
     writer.add_rope_freq_base(float(model.rotary.get("rope_theta", _DEFAULT_BASE)))
+    if sections := model.position_sections:
+        writer.add_rope_dimension_sections([*sections, 0, 0, 0][:_SECTIONS])
     _write_rotary_scaling(writer, model)
     if model.model_type == "gemma3_text":
         _write_gemma3(writer, model)

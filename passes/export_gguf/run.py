@@ -14,15 +14,23 @@ from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.modules import build_on_meta
 from compressor.models.quantized.packed_checkpoint import PackedTensors
 from compressor.models.quantized.weight_grid import is_packed
-from compressor.runtimes.llamacpp.format import MODEL_FILE
+from compressor.runtimes.llamacpp.format import MODEL_FILE, PROJECTOR_FILE
 from passes.export_gguf.architectures import ARCHITECTURES
 from passes.export_gguf.block_types import NEAREST_REMEDY, packing_problem
 from passes.export_gguf.blocks import unstorable_groups
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.metadata import Hyperparameters
+from passes.export_gguf.projector import Projector, ProjectorPlan
+from passes.export_gguf.requirements import image_normalization
 from passes.export_gguf.tensors import TensorPlan, width_problems
 from passes.export_gguf.tokenizer import read_vocabulary
-from passes.export_gguf.write import GgufContent, compare_file, write_file
+from passes.export_gguf.write import (
+    GgufContent,
+    ProjectorContent,
+    compare_file,
+    write_file,
+    write_projector,
+)
 
 _LISTED = 10
 """Layers that a message lists."""
@@ -41,8 +49,14 @@ class GgufExport:
         """
         row = ARCHITECTURES[tree["model_type"]]
         self.config, self.folder = config, folder
-        fields = build_on_meta(tree).config.get_text_config().to_dict()
+        class_config = build_on_meta(tree).config
+        fields = class_config.get_text_config().to_dict()
         self.model = Hyperparameters(row, tree["model_type"], fields)
+        self.projector = None
+        if row.projector is not None:
+            vision = class_config.vision_config.to_dict()
+            outputs, normalization = fields["hidden_size"], image_normalization(folder)
+            self.projector = Projector(row, vision, outputs, normalization)
         weights = read_weight_files(folder)
         self.files = StoredTensors(weights, stored_names(tree, weights))
         self.packed = PackedTensors(self.files, tree) if is_packed(tree) else None
@@ -60,7 +74,7 @@ class GgufExport:
                 f"`tables: q8_0` divides rows into blocks of 32: {'; '.join(problems)}",
                 remedy="set `tables: float16`",
             )
-        self.content()
+        self.projector_content(self.content())
 
     def content(self) -> GgufContent:
         """Return what the file holds.
@@ -78,6 +92,21 @@ class GgufExport:
             row.three_digits,
         )
         return GgufContent(self.config.name, self.model, plan.tensors(), vocabulary, self.folder)
+
+    def projector_content(self, content: GgufContent) -> ProjectorContent | None:
+        """Return what the file of the vision tower holds; None without one.
+
+        Args:
+            content: of the language model's file.
+
+        Raises:
+            RequirementError: llama.cpp has no place for a tensor.
+        """
+        if self.projector is None:
+            return None
+        plan = ProjectorPlan(self.config, self.projector, self.files, self.packed)
+        name = content.name or content.default_name
+        return ProjectorContent(name, self.projector, plan.tensors(), self.folder)
 
     def _check_grids(self) -> None:
         if self.packed is None:
@@ -106,7 +135,7 @@ class GgufExport:
             )
 
     def write(self, out: Path, context: PassContext) -> PassOutput:
-        """Write the file, and compare every tensor in it with the checkpoint's."""
+        """Write the files, and compare every tensor in them with the checkpoint's."""
         content, file = self.content(), out / MODEL_FILE
         if self.model.positions < self.model.fields["max_position_embeddings"]:
             context.note(
@@ -119,16 +148,34 @@ class GgufExport:
         )
         copy_licences(self.folder, out)
         rounded = compared.pop("rounded")
-        return PassOutput(
-            {
-                "architecture": self.model.architecture.name,
-                "file_type": content.main_type,
-                "context_length": self.model.positions,
-                "tokenizer": f"{content.vocabulary.model}, {content.vocabulary.pre_tokenizer}",
-                **compared,
-                "parity": {
-                    "equal_tensors": len(content.tensors) - len(rounded),
-                    "rounded_tables": rounded,
-                },
-            }
-        )
+        summary = {
+            "architecture": self.model.architecture.name,
+            "file_type": content.main_type,
+            "context_length": self.model.positions,
+            "tokenizer": f"{content.vocabulary.model}, {content.vocabulary.pre_tokenizer}",
+            **compared,
+            "parity": {
+                "equal_tensors": len(content.tensors) - len(rounded),
+                "rounded_tables": rounded,
+            },
+        }
+        if (projector := self.projector_content(content)) is not None:
+            summary["projector"] = _write_projector(projector, out, context)
+        return PassOutput(summary)
+
+
+def _write_projector(content: ProjectorContent, out: Path, context: PassContext) -> dict[str, Any]:
+    """Write the file of a vision tower, compare it, and return what the report states of it."""
+    file = out / PROJECTOR_FILE
+    write_projector(
+        content, file, lambda done, all_: context.progress("write vision", done, all_, {})
+    )
+    compared = compare_file(
+        file, content.tensors, lambda done, all_: context.progress("compare vision", done, all_, {})
+    )
+    return {
+        "kind": content.projector.architecture.projector,
+        "size_bytes": file.stat().st_size,
+        "types": compared["types"],
+        "parity": {"equal_tensors": len(content.tensors)},
+    }

@@ -23,11 +23,13 @@ _START_SECONDS = 5.0
 
 
 class ExportGguf(Pass[ExportGgufConfig]):
-    """Write a language model as one GGUF file, which llama.cpp, Ollama and LM Studio load.
+    """Write a language model as a GGUF file, which llama.cpp, Ollama and LM Studio load.
 
     The integers of an `awq` step are carried over and never rounded again: symmetric groups become
     Q4_0, groups with zero-points Q4_1, symmetric 8 bits Q8_0. A group may be any multiple of 32.
     After writing, every tensor is dequantized and compared with the checkpoint's, number by number.
+
+    The vision tower of `glm4v` is a second file, `mmproj.gguf`.
 
     Tokenizer, special tokens, chat template and hyperparameters are written as llama.cpp expects
     them. What a GGUF file cannot hold, or llama.cpp does not compute, is refused.

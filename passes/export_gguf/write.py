@@ -17,8 +17,9 @@ from gguf import GGUFReader, GGUFType, GGUFWriter
 from compressor.artifacts.errors_from_os import writing
 from compressor.errors import ParityError
 from compressor.models.adapters.base import BASE_KEY, model_digest
+from passes.export_gguf.file_tensors import FileTensor
 from passes.export_gguf.metadata import Hyperparameters, write_hyperparameters
-from passes.export_gguf.tensors import FileTensor
+from passes.export_gguf.projector import ARCHITECTURE, Projector, write_projector_keys
 from passes.export_gguf.tokenizer import Vocabulary, write_vocabulary
 
 _FILE_TYPES = {
@@ -47,10 +48,7 @@ class GgufContent:
     @property
     def main_type(self) -> str:
         """Type of most weights."""
-        weights: Counter[str] = Counter()
-        for tensor in self.tensors:
-            weights[tensor.type.name] += math.prod(tensor.shape)
-        return weights.most_common(1)[0][0]
+        return _main_type(self.tensors)
 
     @property
     def default_name(self) -> str:
@@ -72,6 +70,24 @@ class GgufContent:
         return label
 
 
+@dataclass(frozen=True, slots=True)
+class ProjectorContent:
+    """Everything that the file of a vision tower holds."""
+
+    name: str
+    projector: Projector
+    tensors: Sequence[FileTensor]
+    folder: Path
+    """The checkpoint."""
+
+
+def _main_type(tensors: Sequence[FileTensor]) -> str:
+    weights: Counter[str] = Counter()
+    for tensor in tensors:
+        weights[tensor.type.name] += math.prod(tensor.shape)
+    return weights.most_common(1)[0][0]
+
+
 def write_file(content: GgufContent, file: Path, progress: Progress) -> None:
     """Write a GGUF file, one tensor in memory at a time.
 
@@ -89,15 +105,39 @@ def write_file(content: GgufContent, file: Path, progress: Progress) -> None:
         writer.add_file_type(_FILE_TYPES[content.main_type])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         write_vocabulary(writer, content.vocabulary, content.folder)
-        for tensor in content.tensors:
-            _add_info(writer, tensor)
-        writer.write_header_to_file(file)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for number, tensor in enumerate(content.tensors):
-            progress(number, len(content.tensors))
-            writer.write_tensor_data(np.ascontiguousarray(tensor.read()))
-        writer.close()
+        _write_tensors(writer, content.tensors, file, progress)
+
+
+def write_projector(content: ProjectorContent, file: Path, progress: Progress) -> None:
+    """Write the GGUF file of a vision tower, one tensor in memory at a time.
+
+    Raises:
+        NumericalError: values exceed the range of their type.
+        StorageError: the disk is full, or the file cannot be written.
+    """
+    with writing(file):
+        writer = GGUFWriter(path=None, arch=ARCHITECTURE)
+        writer.add_type(GGUFType.MMPROJ)
+        writer.add_name(content.name)
+        writer.add_string(BASE_KEY, model_digest(content.folder))
+        writer.add_file_type(_FILE_TYPES[_main_type(content.tensors)])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        write_projector_keys(writer, content.projector)
+        _write_tensors(writer, content.tensors, file, progress)
+
+
+def _write_tensors(
+    writer: GGUFWriter, tensors: Sequence[FileTensor], file: Path, progress: Progress
+) -> None:
+    for tensor in tensors:
+        _add_info(writer, tensor)
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for number, tensor in enumerate(tensors):
+        progress(number, len(tensors))
+        writer.write_tensor_data(np.ascontiguousarray(tensor.read()))
+    writer.close()
 
 
 def _add_info(writer: GGUFWriter, tensor: FileTensor) -> None:

@@ -12,10 +12,12 @@ import torch
 import transformers
 
 from compressor.engine.contract import PassContext, PassOutput
+from passes.export_gguf.architectures import IMAGE_ENDS
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.step import ExportGguf
 from tests.support.awq import pass_context
 from tests.support.decoders import save_decoder
+from tests.support.processors import write_image_processor
 from tests.support.tokenizer_kinds import byte_fallback, byte_level
 
 LLAMA_3_ROTARY = {
@@ -67,6 +69,7 @@ CHECKPOINTS: Mapping[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4": ("tiny-glm4", {}),
+    "glm4v": ("tiny-glm4v", {}),
     "phi3": ("Phi3", {**_SIZES, "original_max_position_embeddings": 512}),
     "phi3 with longrope": (
         "Phi3",
@@ -100,6 +103,9 @@ def save_gguf_parent(folder: Path, name: str = "llama", **changes: Any) -> Simpl
     else:
         parent = _save_class(folder, source, fields)
     tokenizer = byte_fallback() if name in {"mistral", "gemma3"} else byte_level()
+    if name == "glm4v":
+        tokenizer.add_special_tokens({"additional_special_tokens": [*IMAGE_ENDS]})
+        write_image_processor(folder)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
     return parent

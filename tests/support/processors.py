@@ -48,11 +48,16 @@ def write_processor(folder: Path) -> None:
         chat_template=TEMPLATE,
         additional_special_tokens=list(SPECIAL_TOKENS),
     ).save_pretrained(folder)
+    write_image_processor(folder)
+    if not (folder / "config.json").exists():
+        (folder / "config.json").write_text(json.dumps(TREE))
+
+
+def write_image_processor(folder: Path) -> None:
+    """Write an image processor for small pictures."""
     Glm4vImageProcessorPil(
         size={"shortest_edge": 28 * 28, "longest_edge": 28 * 28 * 16}
     ).save_pretrained(folder)
-    if not (folder / "config.json").exists():
-        (folder / "config.json").write_text(json.dumps(TREE))
 
 
 def write_picture(file: Path, width: int, height: int) -> None:

@@ -45,6 +45,8 @@ _LONGEST_NAME = 1 << 10
 """Bytes of a key or the name of a tensor; llama.cpp allows 64."""
 _LONGEST_SHOWN = 200
 """Characters of a value that are kept."""
+_LONGEST_KEPT = 8
+"""Entries of an array of numbers that is kept."""
 _MAX_DEPTH = 8
 """Levels of arrays in arrays."""
 _TENSOR_TYPES = {
@@ -112,7 +114,7 @@ class GgufFile(ForeignKind):
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any], list[ListedTensor]]:
-    """Return version, metadata without arrays, and tensors, whose data the file has.
+    """Return version, metadata without long arrays, and tensors, whose data the file has.
 
     Raises:
         ModelError: the file is no GGUF file, or it is truncated or damaged.
@@ -167,7 +169,7 @@ def _tensor(file: BinaryIO) -> tuple[ListedTensor, int]:
 
 
 def _value(file: BinaryIO, kind: int, depth: int = 0) -> Any:
-    """Return a value; None for an array, which is skipped."""
+    """Return a value, a short array of numbers as a tuple; None for any other array."""
     if depth > _MAX_DEPTH:
         raise ValueError("arrays are nested too deeply")
     if kind == _STRING:
@@ -178,6 +180,8 @@ def _value(file: BinaryIO, kind: int, depth: int = 0) -> Any:
     if kind in {_STRING, _ARRAY}:
         for _ in range(count):
             _value(file, kind, depth + 1)
+    elif count <= _LONGEST_KEPT:
+        return tuple(_scalar(file, _code(kind)) for _ in range(count))
     else:
         file.seek(count * struct.calcsize(_code(kind)), 1)
     return None

@@ -21,11 +21,12 @@ from compressor.errors import MissingExtraError, ModelError, UsageError
 from compressor.models.adapters.base import BASE_KEY, check_exported
 from compressor.models.adapters.factors import Factors, missing_modules, read_factors
 from compressor.runtimes.foreign.gguf import read_header
-from compressor.runtimes.llamacpp.row_order import has_paired_rows, paired_rows
+from compressor.runtimes.llamacpp.row_order import rows_in_file
 
 Array = np.ndarray[Any, Any]
 _LISTED = 8
 """Problems that a message lists."""
+_INSIDE = "model.language_model."
 _LAYER = re.compile(r"^(.*?\.)\d+\.")
 _ROTATED = {"attn_q": "head_count", "attn_k": "head_count_kv"}
 """Name of a projection whose rows may have another order, to the field with its heads."""
@@ -47,6 +48,13 @@ class _Base:
     def of_architecture(self, name: str) -> Any:
         """Return a field of the architecture; None without it."""
         return self.fields.get(f"{self.architecture}.{name}")
+
+    @property
+    def sectioned_width(self) -> int | None:
+        """Rotated values of a head if positions have sections; else None."""
+        if self.of_architecture("rope.dimension_sections") is None:
+            return None
+        return int(self.of_architecture("rope.dimension_count"))
 
 
 def write_gguf_adapter(file: Path, adapter: Path, target: Path) -> int:
@@ -111,11 +119,14 @@ def _tensor_names(base: _Base) -> dict[str, str]:
     if kind is None:
         raise ModelError(f"{base.file}: unknown architecture {base.architecture!r}")
     mapping = gguf.get_tensor_name_map(kind, int(base.of_architecture("block_count"))).mapping
-    return {
+    names = {
         path: name
         for path, (_, name) in mapping.items()
         if len(base.shapes.get(f"{name}.weight", ())) == 2
     }
+    # The decoder of a vision-language model, without the part of the path that llama.cpp drops.
+    inside = {path.replace("model.", _INSIDE, 1): name for path, name in names.items()}
+    return names | inside if base.sectioned_width is not None else names
 
 
 def _check_fit(
@@ -177,9 +188,10 @@ def _tensors(
     for module, factor in factors.items():
         name, b_OR = names[module], factor.b_RO.T
         field = _ROTATED.get(name.rpartition(".")[2])
-        if field is not None and has_paired_rows(base.architecture):
+        if field is not None:
             heads = base.of_architecture(f"attention.{field}")
             heads = base.of_architecture("attention.head_count") if heads is None else heads
-            b_OR = b_OR[paired_rows(int(heads), len(b_OR))]
+            order = rows_in_file(base.architecture, int(heads), len(b_OR), base.sectioned_width)
+            b_OR = b_OR if order is None else b_OR[order]
         yield f"{name}.weight.lora_a", np.ascontiguousarray(factor.a_IR.T)
         yield f"{name}.weight.lora_b", np.ascontiguousarray(b_OR)

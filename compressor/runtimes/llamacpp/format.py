@@ -23,11 +23,14 @@ if TYPE_CHECKING:
     from compressor.runtimes.tensor_listing import ListedTensor
 
 MODEL_FILE = "model.gguf"
+PROJECTOR_FILE = "mmproj.gguf"
+"""A vision tower beside a language model."""
+_FILES = (MODEL_FILE, PROJECTOR_FILE)
 _FILE = GgufFile()
 
 
 class Gguf(Format):
-    """One GGUF file in a folder of its own."""
+    """A GGUF file in a folder of its own, with that of a vision tower where there is one."""
 
     name = "gguf"
     summary = "a GGUF file of llama.cpp: model.gguf in a folder of its own"
@@ -36,19 +39,20 @@ class Gguf(Format):
     default_remedy = "start from the checkpoint that it was exported from"
 
     def recognizes(self, path: Path) -> bool:
-        """Return True for a folder that holds model.gguf, and nothing else but licences."""
+        """Return True for a folder with model.gguf, and nothing but mmproj.gguf and licences."""
         if not (path / MODEL_FILE).is_file():
             return False
         names = {child.name for child in path.iterdir()}
-        return all(name == MODEL_FILE or is_licence(name) for name in names)
+        return all(name in _FILES or is_licence(name) for name in names)
 
     def files(self, path: Path) -> Mapping[str, Path]:
-        """Return the file and the licences beside it."""
+        """Return the files and the licences beside them."""
         return {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
 
     def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
         """Return names, types and shapes from the header."""
-        return _FILE.describe(path / MODEL_FILE).tensors
+        listed = [_FILE.describe(path / name).tensors or () for name in _present(path)]
+        return tuple(tensor for tensors in listed for tensor in tensors)
 
     def describe(self, path: Path) -> list[tuple[str, str]]:
         """Return name, architecture and context length from the header."""
@@ -60,8 +64,9 @@ class Gguf(Format):
         return digest if isinstance(digest, str) else None
 
     def check(self, path: Path) -> None:
-        """Check that the header can be read."""
-        _FILE.describe(path / MODEL_FILE)
+        """Check that the headers can be read."""
+        for name in _present(path):
+            _FILE.describe(path / name)
 
     def facts(self, path: Path) -> ModelFacts:
         """Return the size, and the number of weights that the header lists."""
@@ -118,3 +123,8 @@ class Gguf(Format):
         from compressor.runtimes.llamacpp.rows import LlamaCppRows
 
         return LlamaCppRows(path / MODEL_FILE, options)
+
+
+def _present(path: Path) -> list[str]:
+    """Return the names of the GGUF files in a folder, the language model's first."""
+    return [MODEL_FILE, *(name for name in _FILES[1:] if (path / name).is_file())]

@@ -13,6 +13,7 @@ import torch
 from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, ParityError, RequirementError
 from compressor.models.facts import facts_of
+from compressor.models.families.transformers.layouts import text_config
 from compressor.models.quantized.packed_checkpoint import read_dequantized
 from compressor.runtimes.formats import recognize
 from passes.awq.config import AwqConfig
@@ -91,7 +92,8 @@ def test_every_architecture_has_a_place_for_all_its_tensors(name: str, tmp_path:
     keys = read_keys(file)
     architecture = output.summary["architecture"]
     assert keys["general.architecture"] == architecture
-    assert keys[f"{architecture}.block_count"] == facts_of(parent.model).config["num_hidden_layers"]
+    fields = text_config(facts_of(parent.model).config)
+    assert keys[f"{architecture}.block_count"] == fields["num_hidden_layers"]
     assert output.summary["types"].keys() == {"F32"}
 
 
@@ -207,10 +209,10 @@ def test_a_file_with_other_numbers_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = pack_decoder(save_gguf_parent(tmp_path / "parent"), tmp_path / "awq", **Q41)
-    from passes.export_gguf import tensors
+    from passes.export_gguf import file_tensors
 
-    blocks_of = tensors.blocks_of
-    monkeypatch.setattr(tensors, "blocks_of", lambda layer: blocks_of(layer) ^ 0x01)
+    blocks_of = file_tensors.blocks_of
+    monkeypatch.setattr(file_tensors, "blocks_of", lambda layer: blocks_of(layer) ^ 0x01)
     with pytest.raises(ParityError, match=r"blk\.0\.\S+ differs from model\.layers\.0"):
         export_gguf(parent, tmp_path / "out")
 
@@ -276,15 +278,14 @@ def test_a_plan_refuses_what_llamacpp_does_not_compute(
 
 
 def test_models_without_a_row_are_refused_with_the_table(tmp_path: Path) -> None:
-    from tests.support.decoders import save_decoder
-
-    folder = save_decoder(tmp_path / "parent", "tiny-glm4v").model
-    with pytest.raises(RequirementError, match=r"a second file \(mmproj\).*: LlamaForCausalLM"):
-        plan(folder)
+    folder = save_gguf_parent(tmp_path / "parent").model
     config = json.loads((folder / "config.json").read_text())
     config["architectures"] = ["LlavaForConditionalGeneration"]
-    del config["vision_config"]
-    assert "has no row" in str(architecture_problem(config))
+    problem = str(architecture_problem(config))
+    assert "has no row in the table of GGUF architectures; supported: LlamaForCausalLM" in problem
+    assert "its vision tower has no row" in str(
+        architecture_problem({**config, "vision_config": {1: 2}})
+    )
 
 
 def plan(folder: Path, **fields: Any) -> None:

@@ -23,11 +23,18 @@ TEXT = "Hello there, isn't it 1234?\n  <think>  Ümlaut 中文"
 SYMMETRIC = {"format": "compressed-tensors", "symmetric": True, "dtype": "float16"}
 
 
-def torch_logits(folder: Path) -> np.ndarray:
-    """Return the logits after each token, computed in float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+def load_class(folder: Path) -> torch.nn.Module:
+    """Return the class that config.json names, in float32."""
+    (name,) = transformers.AutoConfig.from_pretrained(folder).architectures
+    module: torch.nn.Module = getattr(transformers, name).from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
+    return module
+
+
+def torch_logits(folder: Path) -> np.ndarray:
+    """Return the logits after each token, computed in float32."""
+    model = load_class(folder)
     with torch.no_grad():
         logits: np.ndarray = model(torch.tensor([TOKENS])).logits[0].numpy()
     return logits
