@@ -22,7 +22,10 @@ TOWERS: Mapping[str, str] = {
     "audio": "audio_model",
 }
 """Kind of a tower to the name of its module in transformers' classes."""
-SCALARS = ("logit_scale", "logit_bias")
+SCALE = "logit_scale"
+DIRECTED_SCALES = ("logit_scale_a", "logit_scale_t")
+"""Parameters of ClapModel: the scale of a recording among texts, and of a text among recordings."""
+SCALARS = (SCALE, *DIRECTED_SCALES, "logit_bias")
 """Parameters of transformers' classes that only scale the products."""
 _FEWEST_PAIRS = 2
 _ACCEPTED = {"other": ("torch",), "teacher": ("torch", "packed")}

@@ -37,7 +37,8 @@ class AlignConfig(PassConfig):
     (SigLIP, Zhai et al. 2023)."""
     temperature: Annotated[float, Field(gt=0)] | None = None
     """Divisor of the products. By default that of the model's own `logit_scale`; without one, 0.07
-    for `infonce`, 0.1 for `sigmoid`, and 1 for `similarity: dot`."""
+    for `infonce`, 0.1 for `sigmoid`, and 1 for `similarity: dot`. ClapModel has one for each
+    direction; their geometric mean counts."""
     learn_temperature: bool = False
     """Train the temperature too, from `temperature` on; with `infonce` it stays above 0.01."""
     similarity: Literal["cosine", "dot"] = "cosine"

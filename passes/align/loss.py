@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 from typing import Any
@@ -14,7 +15,7 @@ from compressor.evaluation.outputs import TEXTS
 from compressor.models.capabilities.embeddings import Embeddings
 from compressor.models.checkpoint.description import read_description
 from compressor.models.checkpoint.loading import load_module
-from passes.align.checks import best_output
+from passes.align.checks import DIRECTED_SCALES, SCALE, best_output
 from passes.align.config import AlignConfig
 from passes.align.encoder import PairEncoder, scaling_of
 from passes.align.pairs import LABEL
@@ -32,34 +33,59 @@ class Scaling(nn.Module):
     """Temperature and bias of the products: the model's own, or trained beside it."""
 
     def __init__(
-        self, log_scale: nn.Parameter, bias: nn.Parameter | None, *, is_limited: bool
+        self,
+        log_scale: nn.Parameter,
+        bias: nn.Parameter | None,
+        copies: Sequence[nn.Parameter] = (),
+        *,
+        is_limited: bool,
     ) -> None:
+        """Create a scaling.
+
+        Args:
+            log_scale: logarithm of the inverse temperature.
+            bias: of the sigmoid loss.
+            copies: parameters of the model that get the scale when `store` is called.
+            is_limited: True to keep the temperature at 0.01 or above.
+        """
         super().__init__()
         self.log_scale, self.bias, self.is_limited = log_scale, bias, is_limited
+        self._copies = tuple(copies)
 
     @classmethod
     def create(cls, config: AlignConfig, model: nn.Module) -> Scaling:
         """Return the scaling of a config; a temperature that it sets is written to the model."""
-        own = scaling_of(model, "logit_scale")
+        own = scaling_of(model, SCALE)
+        directed = [p for name in DIRECTED_SCALES if (p := scaling_of(model, name)) is not None]
         default = 1.0 if config.similarity == "dot" else _TEMPERATURES[config.loss]
         log_scale = nn.Parameter(torch.tensor(-log(config.temperature or default)))
         if own is not None:
             if config.temperature is not None:
                 own.data.fill_(-log(config.temperature))
             log_scale = own
+        elif directed and config.temperature is None:
+            log_scale.data.fill_(sum(p.item() for p in directed) / len(directed))
+        for parameter in directed:
+            parameter.requires_grad_(False)
         log_scale.requires_grad_(config.learn_temperature)
         bias = None
         if config.loss == "sigmoid":
             bias = scaling_of(model, "logit_bias")
             bias = nn.Parameter(torch.tensor(_FIRST_BIAS)) if bias is None else bias
         is_limited = config.learn_temperature and config.loss == "infonce"
-        return cls(log_scale, bias, is_limited=is_limited)
+        is_new = config.learn_temperature or config.temperature is not None
+        return cls(log_scale, bias, directed if is_new else (), is_limited=is_limited)
 
     def limit(self, progress: float = 1.0) -> None:
         """Keep a trained temperature of InfoNCE at 0.01 or above, as CLIP does."""
         del progress
         if self.is_limited:
             self.log_scale.data.clamp_(max=_LARGEST_LOG_SCALE)
+
+    def store(self) -> None:
+        """Write the scale to the parameters of a model that has one for each direction."""
+        for parameter in self._copies:
+            parameter.data.fill_(self.log_scale.item())
 
     def summary(self) -> dict[str, Any]:
         """Return temperature and bias for the manifest."""

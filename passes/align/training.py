@@ -55,6 +55,7 @@ def align(config: AlignConfig, parent: Artifact, out: Path, context: PassContext
     callbacks = replace(Callbacks.of(context), before_step=scaling.limit)
     result = fit(encoder, task, config.training, RunSettings.of(context), callbacks)
     scaling.limit()
+    scaling.store()
     _note_lengths(config, encoder, task.dataset, context)
     architecture.family.save(model, architecture.config, out)
     copy_companions_to(out)

@@ -22,6 +22,7 @@ from passes.align.config import AlignConfig
 from passes.align.step import Align
 from passes.common import training
 from tests.support.encoder_classes import CLASSES, TinyClass
+from tests.support.further_encoder_classes import FURTHER_CLASSES
 from tests.support.training import Killed
 
 PAIRS, IGNORED = 24, -100
@@ -209,6 +210,38 @@ def test_siglip_trains_its_own_bias(tmp_path):
     assert theirs.logit_bias.item() == pytest.approx(summary["bias"])
     first = transformers.SiglipModel.from_pretrained(parent.model)
     assert theirs.logit_bias.item() != first.logit_bias.item()
+
+
+def described_recordings(count=12):
+    """Return spectrograms with descriptions; each recording has two."""
+    rng = np.random.default_rng(1)
+    recordings = np.repeat(rng.normal(size=(count, 1, 16, 16)), 2, axis=0).repeat(4, axis=2)
+    tokens = rng.integers(5, 90, (2 * count, 6))
+    arrays = {"input_ids": tokens, "input_features": recordings.astype(np.float32)}
+    arrays["attention_mask"] = np.ones_like(tokens)
+    return ArrayDataset(arrays | {"label": np.arange(2 * count) // 2 * 2}, tuple(arrays), "label")
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_clap_is_trained_from_the_temperatures_of_its_own(tmp_path, learn):
+    parent, model = artifact(tmp_path / "clap"), FURTHER_CLASSES["clap"].build()
+    with torch.no_grad():
+        model.logit_scale_a.fill_(2.0)
+        model.logit_scale_t.fill_(4.0)
+    model.save_pretrained(parent.model)
+    DATA["recordings"] = described_recordings()
+    fields = {"data": "recordings", "validation": None, "training": TRAINING | {"steps": 2}}
+    out, summary = run(parent, tmp_path, learn_temperature=learn, freeze=["audio"], **fields)
+    theirs = transformers.ClapModel.from_pretrained(out)
+    before, after = model.state_dict(), theirs.state_dict()
+    changed = {name for name, values in before.items() if not torch.equal(values, after[name])}
+    assert {"audio_projection.linear1.weight", "text_projection.linear1.weight"} <= changed
+    assert not any(name.startswith("audio_model") for name in changed)
+    scales = theirs.logit_scale_a.item(), theirs.logit_scale_t.item()
+    expected = -np.log(summary["temperature"])
+    assert expected == pytest.approx(3.0, abs=0.1)
+    assert scales == (pytest.approx((expected, expected)) if learn else (2.0, 4.0))
+    assert set(measured(out, "recordings", "recall@1:text_embeds", "recall@1:audio_embeds"))
 
 
 def test_the_products_of_a_teacher_are_learned(sentences, tmp_path):
