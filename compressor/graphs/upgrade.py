@@ -9,21 +9,29 @@ from compressor.errors import RequirementError
 from compressor.graphs.files import PROTOBUF_LIMIT_BYTES, typed_model
 from compressor.graphs.saving import initializer_bytes
 
+_SMALL_TENSOR_BYTES = 4096
+"""Shapes, axes and other values that conversions read are smaller."""
+
 
 def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
     """Return a graph whose operators are of at least this version of ONNX.
 
+    Weights are left out of what onnx converts, so that their size does not matter.
+
     Raises:
-        RequirementError: onnx has no conversion for an operator, or the graph exceeds 2 GB.
+        RequirementError: onnx has no conversion for an operator, or branches hold more than 2 GB.
     """
     present = model.opset_imports.get("", 1)
     if present >= opset:
         return model
     remedy = f"export the model again with opset {opset} or newer"
     what = f"the graph has opset {present}, and opset {opset} is required"
+    model = model.clone()
+    weights = _detach_weights(model)
     if initializer_bytes(model) > PROTOBUF_LIMIT_BYTES:
         raise RequirementError(
-            f"{what}: a graph of more than 2 GB cannot be upgraded", remedy=remedy
+            f"{what}: a graph with more than 2 GB in its branches cannot be upgraded",
+            remedy=remedy,
         )
     try:
         converted = onnx.version_converter.convert_version(ir.to_proto(model), opset)
@@ -37,4 +45,28 @@ def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
         raise RequirementError(
             f"{what}: onnx cannot upgrade it ({reason})", remedy=remedy
         ) from error
-    return typed_model(converted)
+    upgraded = typed_model(converted)
+    _attach_weights(upgraded, weights)
+    return upgraded
+
+
+def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    """Make inputs of the large constants of the main graph, in place, and return the constants."""
+    weights = {}
+    for name, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes <= _SMALL_TENSOR_BYTES or value.is_graph_input():
+            continue
+        weights[name] = tensor
+        del model.graph.initializers[name]
+        value.const_value = None
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        model.graph.inputs.append(value)
+    return weights
+
+
+def _attach_weights(model: ir.Model, weights: dict[str, ir.TensorProtocol]) -> None:
+    for value in [value for value in model.graph.inputs if value.name in weights]:
+        model.graph.inputs.remove(value)
+        value.const_value = weights[str(value.name)]
+        model.graph.register_initializer(value)

@@ -16,7 +16,6 @@ OPSETS: dict[Precision, int] = {"int8": INTEGERS_OPSET, "int4": BLOCKS_OPSET}
 """The opset that the operators of a precision require."""
 HALF_TYPES = frozenset({"float16", "bfloat16"})
 """Types of 16 bits in which a file may store weights."""
-_LARGEST_UPGRADE_BYTES = 1_900_000_000
 _ALONE = "or set `precision: fp32`, which simplifies it alone"
 _NO_WEIGHTS = "leave this step out: such operators, as trees are, have one form"
 
@@ -63,7 +62,8 @@ def contents_problems(
             "neither its values nor the result could be compared",
             "export the model in float32 or float16",
         )
-    elif computed == "float64" and config.precision != "fp32":
+        return
+    if computed == "float64" and config.precision != "fp32":
         yield (
             f"{precision}: the weights of the graph are in FP64, and only FP32 and FP16 are "
             "converted",
@@ -83,7 +83,6 @@ def contents_problems(
         )
     if config.precision in {"int8", "int4"}:
         yield from _product_problems(config, contents)
-    yield from _upgrade_problems(config, contents)
 
 
 def _quantized(config: OptimizeOnnxConfig, what: str) -> Iterator[tuple[str, str]]:
@@ -125,19 +124,6 @@ def _product_problems(
         yield text, f"leave the step out, {_ALONE}"
     else:
         yield text, "set `precision: fp16`"
-
-
-def _upgrade_problems(
-    config: OptimizeOnnxConfig, contents: GraphContents
-) -> Iterator[tuple[str, str]]:
-    """Yield a problem if a graph is too old, and too large for onnx to upgrade it."""
-    opset, size = OPSETS.get(config.precision, 0), sum(contents.weight_bytes.values())
-    if contents.opset < opset and size > _LARGEST_UPGRADE_BYTES:
-        yield (
-            f"`precision: {config.precision}`: the graph has opset {contents.opset}, and opset "
-            f"{opset} is required: a graph of more than 2 GB cannot be upgraded",
-            f"export the model again with opset {opset} or newer",
-        )
 
 
 def _metric_problems(config: OptimizeOnnxConfig, parent: ModelFacts) -> Iterator[tuple[str, str]]:

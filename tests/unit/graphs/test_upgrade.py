@@ -1,7 +1,9 @@
 """Graphs whose operators onnx cannot upgrade."""
 
 import numpy as np
+import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from compressor.errors import RequirementError
@@ -24,3 +26,28 @@ def test_a_graph_that_onnx_cannot_convert_is_an_error_with_a_remedy(operator, ir
     with pytest.raises(RequirementError, match="onnx cannot upgrade it") as error:
         upgrade_opset(ir.from_proto(model), 21)
     assert "opset 21 or newer" in error.value.remedy
+
+
+def test_large_weights_are_no_part_of_what_onnx_converts(monkeypatch):
+    weights = {
+        "w": np.ones((64, 64), np.float32),
+        "p": np.array([0, 1], np.int64),  # the axes are an attribute in opset 12
+    }
+    nodes = [node("MatMul", "x w", "a"), node("Unsqueeze", "a", "y", axes=[1])]
+    model = graph(nodes, weights, {"x": [2, 64]}, {"y": None}, 12)
+    sizes = []
+    convert = onnx.version_converter.convert_version
+
+    def measured(proto, opset):
+        sizes.append(proto.ByteSize())
+        return convert(proto, opset)
+
+    monkeypatch.setattr(onnx.version_converter, "convert_version", measured)
+    before = ir.from_proto(model)
+    upgraded = upgrade_opset(before, 21)
+    assert sizes[0] < weights["w"].nbytes
+    assert [value.name for value in upgraded.graph.inputs] == ["x"]
+    assert set(before.graph.initializers) == {"w", "p"}
+    session = ort.InferenceSession(ir.to_proto(upgraded).SerializeToString())
+    x = np.ones((2, 64), np.float32)
+    assert np.array_equal(session.run(None, {"x": x})[0], (x @ weights["w"])[:, None])

@@ -170,20 +170,6 @@ def test_fp64_is_refused_with_its_reason(tmp_path, precision):
     plan(model, tmp_path, precision="fp32")
 
 
-def test_an_old_graph_of_more_than_2_gb_is_refused_by_the_plan(tmp_path):
-    model = product()
-    tensor = model.graph.initializer[0]
-    del tensor.dims[:]
-    tensor.ClearField("raw_data")
-    tensor.dims.extend([1 << 15, 1 << 14])  # 2.1 GB, whose data is not read
-    facts = SimpleNamespace(
-        graph_contents=lambda: graph_contents(model), graph=None, signature=lambda: None
-    )
-    with pytest.raises(RequirementError, match="more than 2 GB cannot be upgraded") as error:
-        OptimizeOnnx().estimate(OptimizeOnnxConfig(precision="int4"), facts, SimpleNamespace())
-    assert "opset 21 or newer" in error.value.remedy
-
-
 def test_a_metric_of_keep_float_that_does_not_fit_is_refused_by_the_plan(tmp_path):
     keep = {"data": "c", "metric": "agreement:nothing", "max_drop": 0.1}
     with pytest.raises(RequirementError, match="scores `nothing`") as error:
