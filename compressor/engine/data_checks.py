@@ -23,7 +23,7 @@ from compressor.evaluation.records import (
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.signature import REST, InputSpec, Signature
-from compressor.runtimes.session import input_problems, is_whole_sample
+from compressor.runtimes.session import input_problems, is_whole_sample, sample_specs
 
 Finding = tuple[str, str]
 """A problem, and its remedy."""
@@ -182,7 +182,9 @@ def sample_problems(
             yield from _content_problems(need, has_labels=False, num_samples=None)
         if signature is not None:
             arrays = {name: batch[name] for name in dataset.input_names}
-            findings |= dict.fromkeys(input_problems(arrays, signature.inputs))
+            findings |= dict.fromkeys(
+                input_problems(arrays, sample_specs(arrays, signature.inputs))
+            )
     if signature is not None and not need.ignores_inputs:
         yield from _unknown_inputs(need, dataset.input_names, signature)
     remedy = f"name a data set in `{need.field}` that was made for this model"

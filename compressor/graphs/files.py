@@ -8,6 +8,7 @@ is refused before any runtime opens it (compare CVE-2024-27318, CVE-2024-5187).
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING
@@ -121,7 +122,11 @@ def inline_functions(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def unreadable_parts(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    """Yield (problem, remedy) of what onnx-ir does not read: outputs with maps, sparse tensors."""
+    """Yield (problem, remedy) of what onnx-ir does not read.
+
+    It is outputs with maps, sparse tensors, and constants that share a name, of which ONNX Runtime
+    may take another one.
+    """
     for value in model.graph.output:
         if _has_maps(value.type):
             yield (
@@ -138,6 +143,12 @@ def unreadable_parts(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
         yield (
             f"the graph holds {sparse} sparse tensors, which are not converted",
             "store them as dense tensors (`onnx.numpy_helper.from_array`)",
+        )
+    names = Counter(tensor.name for tensor in model.graph.initializer)
+    if shared := [name for name, count in names.items() if count > 1]:
+        yield (
+            f"constants share a name, which ONNX does not allow: {', '.join(shared)}",
+            "delete those that are not meant from `model.graph.initializer`, and `onnx.save` it",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -112,6 +113,21 @@ def input_problems(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> l
             present = ", ".join(sorted(batch)) or "no arrays"
             problems.append(f"{spec.name}: missing; the data has {present}")
     return problems
+
+
+def sample_specs(batch: Mapping[str, Array], inputs: Sequence[InputSpec]) -> tuple[InputSpec, ...]:
+    """Return inputs of which a fixed batch axis counts as variable, as calls are filled later."""
+    return tuple(
+        replace(spec, shape=("batch", *spec.shape[1:]))
+        if _fixes_samples(spec) and spec.name in batch and batch[spec.name].ndim == len(spec.shape)
+        else spec
+        for spec in inputs
+    )
+
+
+def _fixes_samples(spec: InputSpec) -> bool:
+    size = spec.shape[0] if spec.shape else None
+    return isinstance(size, int) and size > 1
 
 
 def is_whole_sample(spec: InputSpec, shape: Sequence[int | None]) -> bool:

@@ -16,7 +16,7 @@ from compressor.engine.plan.plan import DataUse, Plan, PlannedStep
 from compressor.errors import ConfigError, DataError, Problem
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.formats import StoredModel
-from compressor.runtimes.session import input_problems
+from compressor.runtimes.session import input_problems, sample_specs
 
 
 class RunData:
@@ -119,7 +119,8 @@ class _CheckedDataset(Dataset):
         """
         batch = self._dataset.batch(indices, epoch)
         # One by one, since consecutive samples may share an input: see ``Batch``.
-        problems = [line for spec in self._specs for line in input_problems(batch, (spec,))]
+        specs = sample_specs(batch, self._specs)
+        problems = [line for spec in specs for line in input_problems(batch, (spec,))]
         if problems:
             raise DataError(
                 f"data set {self._name!r}, samples {indices.min()} to {indices.max()}: "

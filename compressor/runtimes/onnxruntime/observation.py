@@ -37,17 +37,32 @@ def open_graph(
     Raises:
         PassError: ONNX Runtime cannot open it.
     """
+    if initializer_bytes(model) <= PROTOBUF_LIMIT_BYTES:
+        return _open(ir.to_proto(model).SerializeToString(), threads, optimize)
+    with TemporaryDirectory() as folder:
+        save_model(model, Path(folder), external=True)
+        return open_file(Path(folder) / MODEL, threads, optimize=optimize)
+
+
+def open_file(
+    file: Path, threads: int | None = None, *, optimize: bool = True
+) -> onnxruntime.InferenceSession:
+    """Open a file as ``open_graph`` opens a graph.
+
+    Raises:
+        PassError: ONNX Runtime cannot open it.
+    """
+    return _open(str(file), threads, optimize)
+
+
+def _open(
+    content: str | bytes, threads: int | None, optimize: bool
+) -> onnxruntime.InferenceSession:
     options = session_options(threads, optimize=optimize, frees_early=True)
     for key, setting in EMULATED_PRODUCTS.items():
         options.add_session_config_entry(key, setting)
     try:
-        if initializer_bytes(model) <= PROTOBUF_LIMIT_BYTES:
-            content = ir.to_proto(model).SerializeToString()
-            return onnxruntime.InferenceSession(content, options, providers=CPU)
-        with TemporaryDirectory() as folder:
-            save_model(model, Path(folder), external=True)
-            file = str(Path(folder) / MODEL)
-            return onnxruntime.InferenceSession(file, options, providers=CPU)
+        return onnxruntime.InferenceSession(content, options, providers=CPU)
     except ERRORS as error:
         raise PassError(
             f"ONNX Runtime cannot open the graph: {first_line(error)}", remedy=remedy_of(error)

@@ -11,7 +11,7 @@ from compressor.config.discovery import FAMILIES, load
 from compressor.errors import DataError, ModelError, UsageError
 from compressor.models.capabilities.signature import InputSpec
 from compressor.runtimes.formats import open_session
-from compressor.runtimes.session import match_inputs
+from compressor.runtimes.session import input_problems, match_inputs, sample_specs
 
 
 def test_onnx_runs_and_ignores_arrays_without_an_input(onnx_folder):
@@ -116,3 +116,12 @@ def test_ids_outside_the_table_are_refused(value, message):
     assert match_inputs({"ids": np.array([[0, 6]])}, specs)
     with pytest.raises(DataError, match=message):
         match_inputs({"ids": np.array([[0, value]])}, specs)
+
+
+def test_a_sample_fits_a_model_that_fixes_the_samples_of_a_call():
+    specs = (InputSpec("x", "float32", (4, 3)), InputSpec("size", "float32", (2,)))
+    sample = {"x": np.ones((1, 3), np.float32), "size": np.ones((1, 2), np.float32)}
+    assert input_problems(sample, specs)
+    assert not input_problems(sample, sample_specs(sample, specs))
+    wrong = sample | {"x": np.ones((1, 5), np.float32)}
+    assert input_problems(wrong, sample_specs(wrong, specs))

@@ -358,3 +358,11 @@ def test_a_graph_of_trees_is_refused_by_the_plan(tmp_path, precision):
     config = TensorRTConfig.model_validate({"targets": ("sm86",), "precision": "fp32"})
     with pytest.raises(RequirementError, match="which TensorRT does not have: 1 TreeEnsemble"):
         check_planned_graph(config, format_named("onnx").facts(tmp_path))
+
+
+def test_constants_of_one_name_are_refused_by_the_plan(tmp_path):
+    model = product()
+    model.graph.initializer.append(model.graph.initializer[0])
+    name = model.graph.initializer[0].name
+    with pytest.raises(RequirementError, match=f"constants share a name.*: {name}"):
+        plan(model, tmp_path, precision="fp16", calibration=CALIBRATION)

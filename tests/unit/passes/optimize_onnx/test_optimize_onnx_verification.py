@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 
 from compressor.errors import NumericalError, ParityError
+from compressor.graphs import files
 from compressor.graphs.values import constant_array
 from passes.optimize_onnx import prepare, verification
 from passes.optimize_onnx import run as verification_run
@@ -69,6 +70,22 @@ def test_a_choice_that_hangs_on_rounding_is_no_difference(tmp_path):
     assert (
         "y" in Optimized(model, tmp_path, {"x": ROWS}, precision="fp32").summary["against_parent"]
     )
+
+
+def test_a_graph_that_is_read_wrongly_is_no_noise(tmp_path, monkeypatch):
+    load = prepare.load_typed_model
+
+    def load_wrongly(folder):
+        model = load(folder)
+        tensor = model.graph.initializers["w"]
+        tensor.const_value = ir.tensor(constant_array(tensor) * np.float32(2), name="w")
+        return model
+
+    monkeypatch.setattr(prepare, "load_typed_model", load_wrongly)
+    monkeypatch.setattr(files, "load_typed_model", load_wrongly)
+    model = graph([node("MatMul", "x w", "y")], {"w": weight(32, 8)}, {"x": ["N", 32]}, {"y": None})
+    with pytest.raises(ParityError, match="does not compute what its parent does"):
+        Optimized(model, tmp_path, {"x": ROWS}, precision="fp32")
 
 
 @pytest.mark.parametrize(
