@@ -60,7 +60,7 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         weights[name] = tensor
         del model.graph.initializers[name]
         value.const_value = None
-        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape)
+        value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         model.graph.inputs.append(value)
     return weights
 
