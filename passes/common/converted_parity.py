@@ -34,9 +34,9 @@ class ConvertedParityConfig(Record):
 
 
 def parity_batches(
-    parity: ConvertedParityConfig, parent: Path, context: PassContext
+    parity: ConvertedParityConfig, parent: Path, context: PassContext, format_name: str = "onnx"
 ) -> Iterator[Batch]:
-    """Yield the samples of the comparison, as many per run as the graph takes.
+    """Yield the samples of the comparison, as many per run as the parent takes.
 
     Raises:
         DataError: the data set is empty, or does not fit the graph.
@@ -52,7 +52,7 @@ def parity_batches(
     if len(dataset) == 0:
         raise DataError(f"data set {parity.data!r} is empty")
     count = min(len(dataset), parity.num_samples)
-    with open_session("onnx", parent, threads=context.threads) as session:
+    with open_session(format_name, parent, threads=context.threads) as session:
         calls = plan_calls([session], dataset.batch(np.arange(1)), parity.batch_size, count)
     if calls.reason is not None:
         context.note(f"{calls.batch_size} samples per run: {calls.reason}")

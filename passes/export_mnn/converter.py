@@ -14,8 +14,8 @@ _tools: Any = __import__("_tools")
 
 
 def main() -> None:
-    """Convert an ONNX file, or list operators; the arguments are the converter's."""
-    _tools.mnnconvert(["mnnconvert", "-f", "ONNX", "--bizCode", "autoglm-compress", *sys.argv[1:]])
+    """Convert a file, or list operators; the arguments are the converter's."""
+    _tools.mnnconvert(["mnnconvert", "--bizCode", "autoglm-compress", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

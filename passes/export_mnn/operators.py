@@ -22,7 +22,7 @@ def missing_operators(operators: Mapping[str, int]) -> dict[str, int]:
 def _supported() -> frozenset[str]:
     """Return the operators that the converter lists."""
     with TemporaryDirectory() as folder:
-        process = run_module("passes.export_mnn.converter", ["--OP"], Path(folder))
+        process = run_module("passes.export_mnn.converter", ["-f", "ONNX", "--OP"], Path(folder))
     listed = process.stdout.partition(_START)[2].partition(_END)[0].split()
     assert listed, f"MNN's converter lists no operators: {process.stderr}"  # noqa: S101 - as 3.6.1
     return frozenset(listed)

@@ -62,7 +62,15 @@ def _convert(config: ExportMnnConfig, graph: ir.Model, out: Path) -> None:
             file has no identifier.
     """
     save_model(graph, out, external=False, name=_WORKING)
-    arguments = ["--modelFile", _WORKING, "--MNNModel", _FILE, *_OPTIONS[config.weights]]
+    arguments = [
+        "-f",
+        "ONNX",
+        "--modelFile",
+        _WORKING,
+        "--MNNModel",
+        _FILE,
+        *_OPTIONS[config.weights],
+    ]
     process = run_module("passes.export_mnn.converter", arguments, out)
     (out / _WORKING).unlink()
     if process.returncode == 0 and (out / _FILE).is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from compressor.artifacts.artifact import Artifact
 from compressor.engine.contract import (
@@ -20,7 +20,11 @@ from compressor.models.facts import ModelFacts
 from compressor.models.graph_contents import GraphContents
 from passes.common.graph_conversion import conversion_estimate
 from passes.export_mnn.config import ExportMnnConfig
+from passes.export_mnn.decoder_limits import check_decoder
 from passes.export_mnn.operators import missing_operators
+
+if TYPE_CHECKING:
+    from passes.export_mnn.decoder_run import DecoderExport
 
 _SIZE = {"float32": 1.0, "float16": 0.5, "int8": 0.28}
 """Size of the file in parts of the graph's, where most weights belong to products."""
@@ -29,7 +33,11 @@ _FOR_TEXT = "`export-gguf` and `export-onnx` make files of language models that 
 
 
 class ExportMnn(Pass[ExportMnnConfig]):
-    """Convert an ONNX graph to MNN, Alibaba's runtime for phones, and compare both.
+    """Convert a model to MNN, Alibaba's runtime for phones, and compare both.
+
+    A packed language model (Llama, Mistral, Qwen2, Qwen3) becomes a folder of MNN's engine for
+    language models: the integers of `awq` are carried over and never rounded again. Any other
+    model is converted from its ONNX graph.
 
     MNN's converter reports success for graphs that it converts wrongly, so the file is executed in
     MNN on samples and compared with the graph. What is known to go wrong is rewritten first: it
@@ -39,7 +47,7 @@ class ExportMnn(Pass[ExportMnnConfig]):
 
     name = "export-mnn"
     version = 2
-    accepts = frozenset({"onnx"})
+    accepts = frozenset({"onnx", "packed"})
     produces = "mnn"
     Config = ExportMnnConfig
     tools: ClassVar[tuple[str, ...]] = ("MNN", "onnx", "onnx-ir", "onnxruntime")
@@ -59,6 +67,13 @@ class ExportMnn(Pass[ExportMnnConfig]):
             RequirementError: MNN does not convert such a graph.
         """
         _check_installed()
+        if parent.family is not None:
+            return _estimate_decoder(config, parent)
+        if config.tables is not None:
+            raise RequirementError(
+                "`tables` is the type of a packed language model's embedding, and this is a graph",
+                remedy="remove `tables`, or set `weights`",
+            )
         planned = parent.graph
         if planned is not None and planned.integers:
             raise _quantized()
@@ -74,6 +89,9 @@ class ExportMnn(Pass[ExportMnnConfig]):
         Raises:
             RequirementError: it does not.
         """
+        if (export := _decoder_export(config, parent)) is not None:
+            export.check()
+            return
         from compressor.graphs.contents import graph_contents
         from compressor.graphs.files import read_graph
 
@@ -82,10 +100,45 @@ class ExportMnn(Pass[ExportMnnConfig]):
     def run(
         self, config: ExportMnnConfig, parent: Artifact, out: Path, context: PassContext
     ) -> PassOutput:
-        """Write the file and compare it with the graph."""
+        """Write the model and compare it with the parent."""
+        if (export := _decoder_export(config, parent)) is not None:
+            return export.write(out, context)
         from passes.export_mnn.run import export_mnn
 
         return export_mnn(config, parent.model, out, context)
+
+
+def _estimate_decoder(config: ExportMnnConfig, parent: ModelFacts) -> Estimate:
+    """Return the estimate of a packed language model's folder.
+
+    Raises:
+        RequirementError: MNN cannot hold or compute it.
+    """
+    if config.weights != "float32":
+        raise RequirementError(
+            "`weights` is the type of a graph's weights, and packed weights keep their integers",
+            remedy="remove `weights`, or set `tables`",
+        )
+    check_decoder(parent)
+    size = parent.size_bytes
+    if size is None:
+        return Estimate(parent)
+    return Estimate(parent, peak_memory_bytes=3 * size, disk_bytes=size)
+
+
+def _decoder_export(config: ExportMnnConfig, parent: Artifact) -> DecoderExport | None:
+    """Return the export of a packed language model; None for a graph."""
+    from compressor.models.checkpoint.layout import CONFIG
+    from compressor.models.facts import facts_of
+
+    if not (parent.model / CONFIG).is_file() or (parent.model / "model.onnx").is_file():
+        return None
+    from compressor.models.checkpoint.description import read_description
+    from passes.export_mnn.decoder_run import DecoderExport
+
+    check_decoder(facts_of(parent.model))
+    tree = read_description(parent.model).config.model_dump(mode="json")
+    return DecoderExport(config, tree, parent.model)
 
 
 def _check_installed() -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,7 @@ def generate(python: Path, model: Path, prompts: list[list[int]]) -> dict[str, A
         text=True,
         timeout=SECONDS,
         check=False,
+        env={**os.environ, "PYTHONPATH": str(WORKER.with_name("site"))},
     )
     if done.returncode:
         raise SystemExit(f"vLLM does not load {model}:\n{done.stderr[-3000:]}")

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from compressor.data.contract import Batch
-from compressor.errors import DataError, ModelError
+from compressor.errors import ModelError
 from compressor.foreign_files.trials import trial_problem
 from compressor.models.capabilities.signature import InputSpec, OutputSpec
 from compressor.runtimes.llamacpp import trial
 from compressor.runtimes.llamacpp.library import load_library, runtime_name
 from compressor.runtimes.llamacpp.model import LlamaCppModel
-from compressor.runtimes.session import Array, Session
+from compressor.runtimes.session import Session
+from compressor.runtimes.valid_ranges import valid_ranges
 
 _TOKENS, _MASK, _LOGITS = "input_ids", "attention_mask", "logits"
 _LEAST_SECONDS, _BYTES_PER_SECOND = 60, 20_000_000
@@ -64,7 +65,7 @@ class LlamaCppSession(Session):
             PassError: llama.cpp failed inside the model.
         """
         ids_BT = feeds[_TOKENS]
-        ranges = _valid_ranges(feeds.get(_MASK, np.ones_like(ids_BT)))
+        ranges = valid_ranges(feeds.get(_MASK, np.ones_like(ids_BT)), "llama.cpp")
         rows = [ids_T[valid] for ids_T, valid in zip(ids_BT, ranges, strict=True)]
         logits = self._model.logits(rows)
         if all(len(row) == ids_BT.shape[1] for row in rows):
@@ -77,21 +78,6 @@ class LlamaCppSession(Session):
     def close(self) -> None:
         """Release the model."""
         self._model.close()
-
-
-def _valid_ranges(mask_BT: Array) -> list[slice]:
-    """Return the range of positions of each sample that a mask keeps."""
-    ranges = []
-    for number, mask_T in enumerate(mask_BT):
-        kept = np.flatnonzero(mask_T)
-        if not len(kept) or kept[-1] - kept[0] + 1 != len(kept):
-            what = "leaves out tokens between others" if len(kept) else "leaves out all tokens"
-            raise DataError(
-                f"{_MASK} of sample {number} {what}, which llama.cpp cannot compute",
-                remedy="pad samples at their beginning or end",
-            )
-        ranges.append(slice(int(kept[0]), int(kept[-1]) + 1))
-    return ranges
 
 
 def check_by_trial(file: Path) -> None:

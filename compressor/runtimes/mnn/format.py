@@ -13,6 +13,7 @@ from compressor.foreign_files.opening import check_file
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.format_records import Cost, SampleShapes
 from compressor.runtimes.formats import Format
+from compressor.runtimes.mnn.language_model import MnnLanguageModel
 from compressor.runtimes.onnxruntime.format import Onnx
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _GRAPH = Onnx()
 """The format of the graph beside the file."""
 
 
-class Mnn(Format):
+class MnnGraph(Format):
     """A file of MNN, with the ONNX graph that it was converted from beside it.
 
     What is executed is the file; what is described, counted and listed is the graph.
@@ -35,7 +36,6 @@ class Mnn(Format):
     name = "mnn"
     summary = "an MNN model: model.mnn, with model.onnx beside it"
     runtime = "MNN"
-    precedence = 2
 
     def recognizes(self, path: Path) -> bool:
         """Return True for a folder with model.mnn and model.onnx, or its model.mnn."""
@@ -101,6 +101,66 @@ class Mnn(Format):
     def tensors(self, path: Path) -> Mapping[str, TensorReader]:
         """Return the named initializers of the graph."""
         return _GRAPH.tensors(path)
+
+
+class Mnn(Format):
+    """Models of MNN: a file with the ONNX graph that it was converted from, or a language model.
+
+    A language model is a folder with llm.mnn, its weights, its settings and its tokenizer.
+    """
+
+    name = "mnn"
+    summary = "an MNN model: model.mnn with model.onnx, or llm.mnn with its tokenizer"
+    runtime = "MNN"
+    precedence = 2
+
+    def recognizes(self, path: Path) -> bool:
+        """Return True for a folder of either kind."""
+        return any(kind.recognizes(path) for kind in _KINDS)
+
+    def files(self, path: Path) -> Mapping[str, Path]:
+        """Return the files of the model."""
+        return _kind(path).files(path)
+
+    def inputs(self, path: Path) -> tuple[InputSpec, ...] | None:
+        """Return the inputs of a graph; None for a language model."""
+        return _kind(path).inputs(path)
+
+    def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
+        """Return the initializers of a graph; None for a language model."""
+        return _kind(path).tensor_listing(path)
+
+    def describe(self, path: Path) -> list[tuple[str, str]]:
+        """Return what the model is."""
+        return _kind(path).describe(path)
+
+    def check(self, path: Path) -> None:
+        """Check that the files are there."""
+        _kind(path).check(path)
+
+    def facts(self, path: Path) -> ModelFacts:
+        """Return what is known of the model, with the bytes that a phone loads."""
+        return _kind(path).facts(path)
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
+        """Return the cost of the model."""
+        return _kind(path).cost(path, sample_shapes)
+
+    def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
+        """Open the model in MNN."""
+        return _kind(path).open_session(path, threads=threads, device=device)
+
+    def tensors(self, path: Path) -> Mapping[str, TensorReader]:
+        """Return the named initializers of a graph."""
+        return _kind(path).tensors(path)
+
+
+_KINDS: tuple[Format, ...] = (MnnLanguageModel(), MnnGraph())
+
+
+def _kind(path: Path) -> Format:
+    """Return the kind of a model: a graph, unless it has the files of a language model."""
+    return next((kind for kind in _KINDS if kind.recognizes(path)), _KINDS[-1])
 
 
 def _size(path: Path) -> int:

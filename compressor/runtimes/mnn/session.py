@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +12,7 @@ from compressor.data.contract import Batch
 from compressor.errors import MissingExtraError, ModelError, PassError
 from compressor.models.capabilities.signature import InputSpec, OutputSpec
 from compressor.runtimes.call_limit import limited_call
+from compressor.runtimes.mnn.silence import silent_stdout
 from compressor.runtimes.session import Array, Session
 
 _MODEL = "model.mnn"
@@ -47,7 +45,7 @@ class MnnSession(Session):
         """
         if find_spec("MNN") is None:
             raise MissingExtraError("MNN", "executing .mnn files", "mnn")
-        with _silent_stdout():  # the library prints what the processor supports
+        with silent_stdout():  # the library prints what the processor supports
             from MNN import expr, nn
         self._expr = expr
         self.runtime = f"MNN {version('MNN')}"
@@ -55,7 +53,7 @@ class MnnSession(Session):
         self.output_names = tuple(output.name for output in outputs)
         file = folder / _MODEL
         try:
-            with _silent_stdout():
+            with silent_stdout():
                 self._module = nn.load_module_from_file(
                     str(file),
                     [spec.name for spec in inputs],
@@ -105,16 +103,3 @@ class MnnSession(Session):
     def close(self) -> None:
         """Release the module."""
         del self._module
-
-
-@contextmanager
-def _silent_stdout() -> Iterator[None]:
-    """Discard what compiled code writes to the standard output."""
-    stdout = os.dup(1)
-    try:
-        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device
-            os.dup2(nowhere.fileno(), 1)
-        yield
-    finally:
-        os.dup2(stdout, 1)
-        os.close(stdout)
