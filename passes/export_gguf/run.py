@@ -8,7 +8,7 @@ from typing import Any
 from compressor.engine.contract import PassContext, PassOutput
 from compressor.errors import RequirementError
 from compressor.graphs.decoder.stored_names import stored_names
-from compressor.models.checkpoint.companions import copy_licences
+from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.stored_tensors import StoredTensors
 from compressor.models.checkpoint.weight_files import read_weight_files
 from compressor.models.families.transformers.modules import build_on_meta
@@ -146,7 +146,7 @@ class GgufExport:
         compared = compare_file(
             file, content.tensors, lambda done, all_: context.progress("compare", done, all_, {})
         )
-        copy_licences(self.folder, out)
+        copy_companions(self.folder, out)  # with which this program encodes prompts
         rounded = compared.pop("rounded")
         summary = {
             "architecture": self.model.architecture.name,

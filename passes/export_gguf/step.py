@@ -36,7 +36,7 @@ class ExportGguf(Pass[ExportGgufConfig]):
     """
 
     name = "export-gguf"
-    version = 2
+    version = 3
     accepts = frozenset({"torch", "packed"})
     produces = "gguf"
     Config = ExportGgufConfig

@@ -62,7 +62,7 @@ def companion_files(folder: Path) -> list[Path]:
         file
         for pattern in ("*", "additional_chat_templates/*")
         for file in folder.glob(pattern)
-        if file.is_file() and _is_companion(file.relative_to(folder).as_posix())
+        if file.is_file() and is_companion(file.relative_to(folder).as_posix())
     )
     for file in files:
         check_file(file, ModelError, limits.TOKENIZER)
@@ -129,5 +129,6 @@ def is_licence(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in _LICENCES)
 
 
-def _is_companion(name: str) -> bool:
+def is_companion(name: str) -> bool:
+    """Return True for the name of a file of tokenizer, processor or licence."""
     return any(fnmatchcase(name, pattern) for pattern in _COMPANIONS)

@@ -7,12 +7,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compressor.artifacts.files import size_bytes
 from compressor.errors import ModelError
 from compressor.models.adapters.base import BASE_KEY
-from compressor.models.checkpoint.companions import is_licence
+from compressor.models.checkpoint.companions import has_tokenizer, is_companion
 from compressor.models.facts import ModelFacts
 from compressor.runtimes.foreign.gguf import GgufFile, read_header
+from compressor.runtimes.format_records import Cost, SampleShapes
 from compressor.runtimes.formats import Format
 from compressor.runtimes.llamacpp.library import PACKAGE
 
@@ -26,6 +26,7 @@ MODEL_FILE = "model.gguf"
 PROJECTOR_FILE = "mmproj.gguf"
 """A vision tower beside a language model."""
 _FILES = (MODEL_FILE, PROJECTOR_FILE)
+_TEMPLATES = "additional_chat_templates"
 _FILE = GgufFile()
 
 
@@ -39,15 +40,16 @@ class Gguf(Format):
     default_remedy = "start from the checkpoint that it was exported from"
 
     def recognizes(self, path: Path) -> bool:
-        """Return True for a folder with model.gguf, and nothing but mmproj.gguf and licences."""
+        """Return True for a folder of model.gguf, mmproj.gguf, tokenizer files and licences."""
         if not (path / MODEL_FILE).is_file():
             return False
         names = {child.name for child in path.iterdir()}
-        return all(name in _FILES or is_licence(name) for name in names)
+        return all(name in _FILES or name == _TEMPLATES or is_companion(name) for name in names)
 
     def files(self, path: Path) -> Mapping[str, Path]:
-        """Return the files and the licences beside them."""
-        return {file.name: file for file in sorted(path.iterdir()) if file.is_file()}
+        """Return the files, and those of tokenizer and licence beside them."""
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        return {file.relative_to(path).as_posix(): file for file in files}
 
     def tensor_listing(self, path: Path) -> tuple[ListedTensor, ...] | None:
         """Return names, types and shapes from the header."""
@@ -69,9 +71,17 @@ class Gguf(Format):
             _FILE.describe(path / name)
 
     def facts(self, path: Path) -> ModelFacts:
-        """Return the size, and the number of weights that the header lists."""
+        """Return the size of what llama.cpp loads, and the number of weights in the headers."""
         parameters = sum(tensor.values for tensor in self.tensor_listing(path) or ())
-        return ModelFacts(parameters=parameters, size_bytes=size_bytes(path))
+        size = sum((path / name).stat().st_size for name in _present(path))
+        return ModelFacts(parameters=parameters, size_bytes=size)
+
+    def cost(self, path: Path, sample_shapes: SampleShapes) -> Cost:
+        """Return the bytes that llama.cpp loads, and the number of weights."""
+        del sample_shapes
+        facts = self.facts(path)
+        assert facts.size_bytes is not None  # noqa: S101 - see `facts`
+        return Cost(facts.size_bytes, facts.parameters)
 
     def open_session(self, path: Path, *, threads: int, device: str = "cpu") -> Session:
         """Open the file in llama.cpp.
@@ -106,17 +116,20 @@ class Gguf(Format):
         return GenerationLimits(int(stated), takes_images=False)
 
     def prompt_limits(self, path: Path) -> GenerationLimits:
-        """Refuse: a GGUF file has no tokenizer of transformers.
+        """Return the context; prompts are encoded by the tokenizer files beside the GGUF file.
 
         Raises:
-            UsageError: always.
+            UsageError: there are none.
+            ModelError: the header states no context.
         """
-        raise self._unsupported(
-            path,
-            "its tokenizer is llama.cpp's own, so this program measures it and generates no text",
-            f"run `llama-cli -m {path / MODEL_FILE}`, or generate with the artifact that it was "
-            "exported from",
-        )
+        if not has_tokenizer(path):
+            raise self._unsupported(
+                path,
+                "its tokenizer is llama.cpp's own, and no tokenizer.json lies beside it",
+                f"run `llama-cli -m {path / MODEL_FILE}`, copy tokenizer.json and "
+                "tokenizer_config.json of its checkpoint beside it, or run `export-gguf` again",
+            )
+        return self.generation_limits(path)
 
     def open_rows(self, path: Path, options: RowOptions) -> RowDecoder:
         """Open the file in llama.cpp, with a sequence for each row."""

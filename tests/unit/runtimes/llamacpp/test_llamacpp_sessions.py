@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from compressor.errors import DataError, MissingExtraError, ModelError, UsageError
-from compressor.runtimes.formats import format_named, open_session
+from compressor.generation.generate import generate
+from compressor.generation.prompt import Prompt
+from compressor.generation.requests import SamplingOptions
+from compressor.runtimes.formats import format_named, open_session, recognize
 from compressor.runtimes.llamacpp import library
 from compressor.runtimes.session import Session
 from tests.support.gguf_checkpoints import export_gguf, save_gguf_parent
@@ -134,7 +138,20 @@ def test_without_the_package_its_install_command_is_named(
         open_session("gguf", folder, threads=1)
 
 
-def test_no_text_is_generated_from_a_gguf_file(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"its tokenizer is llama\.cpp's own") as caught:
-        format_named("gguf").prompt_limits(folder)
+@needs_llamacpp
+def test_generated_text_is_that_of_the_checkpoint(folder: Path) -> None:
+    """The tokenizer files lie beside the GGUF file; the models differ by float16 keys alone."""
+    prompt, sampling = Prompt(text="Hello there, it"), SamplingOptions(max_tokens=12)
+    answers = [
+        generate(recognize(path), prompt, sampling, threads=1, on_text=lambda _: None)
+        for path in (folder.parent / "parent", folder)
+    ]
+    assert answers[0].tokens == answers[1].tokens > 1
+    assert answers[0].text == answers[1].text
+
+
+def test_a_gguf_file_alone_generates_no_text(folder: Path, tmp_path: Path) -> None:
+    shutil.copyfile(folder / "model.gguf", tmp_path / "model.gguf")
+    with pytest.raises(UsageError, match=r"no tokenizer\.json lies beside it") as caught:
+        format_named("gguf").prompt_limits(tmp_path)
     assert "llama-cli -m" in str(caught.value)
