@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import settings
 
 from compressor.config.permission import CODE_VARIABLE
+from compressor.evaluation import process
+from tests.support.cli import workers_address
 from tests.support.tiny_files import tiny_onnx
+from tests.support.warm_workers import use_warm_workers
 
 PLUGINS = Path(__file__).parent / "plugins"
 sys.path.insert(0, str(PLUGINS))
@@ -21,6 +25,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(PLUGINS), os.environ.get("PYTHONPATH")])
 )
 
+use_warm_workers(workers_address)
 
 # The time of an example is that of the machine and of its first imports.
 settings.register_profile("untimed", deadline=None)
@@ -42,6 +47,12 @@ def toy_pipeline(tmp_path: Path) -> Path:
         "  - {type: toy, name: second, rounds: 3}\n"
     )
     return file
+
+
+@pytest.fixture
+def cold_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure in new interpreters, as users do; otherwise forks measure (``warm_workers.py``)."""
+    monkeypatch.setattr(process, "subprocess", subprocess)
 
 
 @pytest.fixture(autouse=True)

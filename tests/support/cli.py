@@ -50,6 +50,13 @@ def cold_cli(*arguments: object, cwd: Path | None = None) -> CompletedProcess[st
     )
 
 
+def workers_address() -> Path:
+    """Return the socket at which forks of the warm process measure models."""
+    with _LOCK:
+        _warm_process()
+    return _folder() / "workers"
+
+
 def _run(call: WarmCall) -> int:
     process = _warm_process()
     assert process.stdin
@@ -60,10 +67,17 @@ def _run(call: WarmCall) -> int:
 
 
 @cache
+def _folder() -> Path:
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+@cache
 def _warm_process() -> subprocess.Popen[str]:
     """Start the process that has the libraries; it ends with this one."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.warm_cli"],
+        [sys.executable, "-m", "tests.support.warm_cli", str(_folder() / "workers")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

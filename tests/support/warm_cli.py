@@ -6,6 +6,9 @@ with its exit code, folder, environment and output. What the interpreter reads w
 (PYTHONPATH, OMP_NUM_THREADS) is that of this process. ``forked.py`` forks the tests' own process
 instead, so that a test can change the program or stop it at a file operation.
 
+The measuring processes of a command are forks too (``warm_workers.py``), requested at the socket
+whose path is the argument.
+
 Reads a ``WarmCall`` from each line of stdin, and writes the exit code of each to a line of stdout;
 minus a number for a signal. Ends with the end of stdin.
 """
@@ -24,6 +27,7 @@ from pydantic import BaseModel
 
 import cli
 from compressor.config.discovery import PASSES, load, names
+from tests.support.warm_workers import serve_workers, use_warm_workers
 
 _LIBRARIES = (  # without onnxruntime, which starts a thread that a fork does not have
     *("torch", "torch._dynamo", "torch.onnx", "transformers.modeling_utils"),
@@ -51,6 +55,11 @@ def main() -> None:
     os.dup2(2, 1)
     load_libraries()
     gc.freeze()  # the collector of a child would copy every page
+    workers = Path(sys.argv[1])
+    if os.fork() == 0:
+        serve_workers(workers)
+        os._exit(0)
+    use_warm_workers(lambda: workers)
     for line in sys.stdin.buffer:
         answers.write(f"{run(WarmCall.model_validate_json(line))}\n")
 

@@ -26,6 +26,7 @@ from compressor.evaluation.protocol import Answer, Failure, ReferenceModel
 from compressor.evaluation.records import AccuracyConfig, EvaluateConfig, LatencyConfig
 from compressor.runtimes.formats import StoredModel, format_named
 
+pytestmark = pytest.mark.usefixtures("cold_workers")
 EVALUATE = EvaluateConfig(
     accuracy=AccuracyConfig(data="test"), latency=LatencyConfig(warmup=1, repeats=5, threads=1)
 )
