@@ -308,6 +308,7 @@ def test_sessions_of_dead_processes_are_swept_with_their_folders(tmp_path: Path)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changing users needs root")
+@pytest.mark.usefixtures("cold_workers")  # with the rights of their user
 def test_two_users_share_a_setgid_store(tmp_path: Path) -> None:
     group = 54321
     copy_template("empty", tmp_path)
