@@ -21,6 +21,7 @@ from transformers.exporters import exporter_dynamo, exporter_onnx
 from transformers.exporters.utils import apply_fx_node_fixes, apply_patches
 
 from compressor.errors import PassError
+from compressor.models.capabilities.windowed_attention import whole_windows
 from passes.export_onnx.bfloat16 import compute_bfloat16_in_float32
 from passes.export_onnx.complex_numbers import complex_as_pairs
 from passes.export_onnx.masks import AdditiveMasks, AnyIsTrue
@@ -61,12 +62,13 @@ def trace_class(
         PassError: torch cannot trace a class, or has no ONNX operators for what it computes.
     """
     make_traceable(module)
-    try:
-        graph = _trace_corrected(module, tensors, interface)
-    except PassError as error:
-        if needs_corrections:
-            raise
-        graph = _trace_otherwise(module, tensors, interface, error)
+    with whole_windows(module, lambda: module(*tensors)):
+        try:
+            graph = _trace_corrected(module, tensors, interface)
+        except PassError as error:
+            if needs_corrections:
+                raise
+            graph = _trace_otherwise(module, tensors, interface, error)
     compute_bfloat16_in_float32(graph)
     return graph
 

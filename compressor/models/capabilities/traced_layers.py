@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from compressor.errors import RequirementError
 from compressor.models.capabilities.quantizable_layers import LayerContext, QuantizableLayers
+from compressor.models.capabilities.windowed_attention import whole_windows
 from compressor.models.quantized.fake_quantization import LAYERS
 
 _FORWARDS = {layer.forward for layer in LAYERS}
@@ -96,7 +97,8 @@ class TracedLayers(QuantizableLayers):
             RequirementError: torch cannot trace the module.
         """
         try:
-            with torch.no_grad(), warnings.catch_warnings():
+            windows = whole_windows(module, lambda: module(**batch))
+            with torch.no_grad(), warnings.catch_warnings(), windows:
                 # Recurrent layers keep a list of their parameters; the graph reads the parameters.
                 warnings.filterwarnings("ignore", message="The tensor attribute.*_flat_weights")
                 program = torch.export.export(module, (), dict(batch), strict=False)
