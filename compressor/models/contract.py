@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from compressor.config.record import Record
 from compressor.errors import RequirementError
 from compressor.models.capabilities.capability import C, Capability
+from compressor.models.capabilities.cuttable_axes import AxisKind
 from compressor.models.capabilities.discovery import derive, discover, is_discoverable
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.loaded_model import LoadedModel
@@ -147,6 +148,19 @@ class Family(ABC, Generic[F]):
             model: the loaded module.
         """
         return None if capability.in_config else capability
+
+    def possible_axis_kinds(
+        self,
+        config: F,
+        wanted: Collection[AxisKind],
+    ) -> frozenset[AxisKind] | None:
+        """Return the kinds of axes that may be discovered; None if that shows in a run alone.
+
+        Args:
+            config: the model's architecture.
+            wanted: kinds, one of which is enough: all kinds are returned if none of them is there.
+        """
+        return None
 
     def require(self, kind: type[C], config: F, model: LoadedModel | None = None) -> C:
         """Return a capability that the model must have; see ``capability`` for arguments.

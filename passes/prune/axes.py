@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -41,7 +41,7 @@ def check_applicable(config: PruneConfig, family: Family[Any], architecture: Rec
     problems = _problems_of_measures(config, family, architecture)
     stated = family.capability(CuttableAxes, architecture)
     if stated is None and family.can_discover(CuttableAxes, architecture):
-        check_no_problems(problems)
+        check_no_problems([*_problems_of_possible_kinds(config, family, architecture), *problems])
         return
     axes = family.require(CuttableAxes, architecture).axes
     _check_axes(config, family, architecture, axes, problems)
@@ -88,6 +88,25 @@ def _problems_of_measures(
     return problems
 
 
+def _problems_of_possible_kinds(
+    config: PruneConfig, family: Family[Any], architecture: Record
+) -> list[FieldProblem]:
+    """Return a problem if no axis of the kinds that the config names can be discovered."""
+    if config.target.dimensions is not None:
+        return []
+    possible = family.possible_axis_kinds(architecture, config.axes)
+    if possible is None or possible & set(config.axes):
+        return []
+    return [_nothing_to_cut(family, config.axes, possible)]
+
+
+def _nothing_to_cut(
+    family: Family[Any], missing: Sequence[AxisKind], present: Collection[AxisKind]
+) -> FieldProblem:
+    reason = f"this model of the family {family.name} has no {', '.join(missing)} to cut"
+    return FieldProblem("axes", reason, f"its axes are {', '.join(sorted(present)) or 'none'}")
+
+
 def _problems_of_kinds(
     config: PruneConfig, family: Family[Any], axes: Sequence[Axis]
 ) -> list[FieldProblem]:
@@ -97,8 +116,7 @@ def _problems_of_kinds(
     present = sorted({axis.kind for axis in axes if axis.units > 0})
     missing = [kind for kind in config.axes if kind not in present]
     if missing and (is_set(config, "axes") or len(missing) == len(config.axes)):
-        reason = f"this model of the family {family.name} has no {', '.join(missing)} to cut"
-        return [FieldProblem("axes", reason, f"its axes are {', '.join(present) or 'none'}")]
+        return [_nothing_to_cut(family, missing, present)]
     return []
 
 

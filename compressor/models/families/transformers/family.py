@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from compressor.models.capabilities.attention_heads import AttentionHeads
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.capability import C
-from compressor.models.capabilities.cuttable_axes import CuttableAxes
+from compressor.models.capabilities.cuttable_axes import AxisKind, CuttableAxes
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.layer_kinds import LayerKinds
 from compressor.models.capabilities.linear_groups import LinearGroups
@@ -37,7 +37,7 @@ from compressor.models.families.transformers.presets import PRESETS
 from compressor.models.quantized.weight_grid import QUANTIZATION_CONFIG
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
     from torch import nn
@@ -140,6 +140,16 @@ class Transformers(Family[CheckpointConfig]):
         from compressor.models.families.transformers.generic.axes import described_axes
 
         return cast("C | None", described_axes(capability.axes, config, model))
+
+    def possible_axis_kinds(
+        self, config: CheckpointConfig, wanted: Collection[AxisKind]
+    ) -> frozenset[AxisKind] | None:
+        """Return kinds of axes that fields of config.json count, from the class without weights."""
+        from compressor.models.families.transformers.generic.possible_axes import (
+            possible_axis_kinds,
+        )
+
+        return possible_axis_kinds(config.tree, wanted)
 
     def write_packed_config(
         self, config: CheckpointConfig, folder: Path, parent: Path, fields: Mapping[str, Any]

@@ -7,13 +7,13 @@ ratio of 4 for an inner width of 128 counts groups of 32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from compressor.errors import ModelError
-from compressor.models.capabilities.cuttable_axes import Axis, FieldPath
+from compressor.models.capabilities.cuttable_axes import Axis, AxisKind, FieldPath
 from compressor.models.families.transformers.modules import build_without_data
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -137,17 +137,28 @@ Alternatives = dict[str, list[Axis]]
 of a smaller width; which one is meant shows when the smaller model runs."""
 
 
-def axes_with_fields(axes: Sequence[Axis], probe: FieldProbe) -> Alternatives:
-    """Return the axes that fields describe, with these fields."""
+def axes_with_fields(
+    axes: Sequence[Axis], probe: FieldProbe, enough: Collection[AxisKind] = ()
+) -> Alternatives:
+    """Return the axes that fields describe, with these fields.
+
+    Args:
+        axes: discovered axes, without layers.
+        probe: builds the class with lowered fields.
+        enough: kinds of axes; the search ends at the first axis of one of them that a single field
+            describes.
+    """
     described: Alternatives = {}
     _add_absent_fields(axes, probe)
-    singles = [
-        smaller
-        for path in probe.sizes
-        if (smaller := _lowered(probe, (path,), {})) is not None and smaller.changed
-    ]
-    for smaller in singles:
+    singles: list[SmallerClass] = []
+    for path in probe.sizes:
+        smaller = _lowered(probe, (path,), {})
+        if smaller is None or not smaller.changed:
+            continue
+        singles.append(smaller)
         _describe(axes, smaller, {}, probe, described)
+        if any(option.kind in enough for options in described.values() for option in options):
+            return described
     for axis in axes:
         if axis.kind == "heads":
             _describe_heads(axis, axes, singles, probe, described)
