@@ -20,6 +20,7 @@ from compressor.engine.contract import (
 from compressor.models.capabilities.cached_generation import CachedGeneration
 from compressor.models.capabilities.integer_storage import IntegerStorage
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
+from compressor.models.capabilities.signature import RECORDING_AXES
 from compressor.models.facts import Integers, ModelFacts, facts_of
 from passes.common.data_needs import training_needs
 from passes.qat.config import QatConfig
@@ -141,7 +142,7 @@ def _padding_notes(parent: ModelFacts) -> tuple[str, ...]:
         return ()
     inputs = {spec.name: spec for spec in signature.inputs}
     recordings = [
-        name for name, spec in inputs.items() if not {"samples", "frames"}.isdisjoint(spec.shape)
+        name for name, spec in inputs.items() if not RECORDING_AXES.isdisjoint(spec.shape)
     ]
     if not recordings or any("mask" in name for name in inputs):
         return ()

@@ -15,19 +15,20 @@ from compressor.models.capabilities.embeddings import Embeddings, embeddings_fro
 from compressor.models.capabilities.linear_groups import LinearGroups
 from compressor.models.capabilities.loaded_model import LoadedModel
 from compressor.models.capabilities.quantizable_layers import QuantizableLayers
-from compressor.models.capabilities.signature import Signature
+from compressor.models.capabilities.signature import RECORDING_AXES, Signature
 from compressor.models.capabilities.training_heads import TrainingHeads, heads_from_signature
 from compressor.models.capabilities.valid_positions import ValidPositions
 
 _MASK = "attention_mask"
-_RECORDING_AXES = {"samples", "frames"}
+_DECODER_AXIS = "decoder_tokens"
 
 
 def _valid_positions(signature: Signature) -> ValidPositions:
     mask = next((spec for spec in signature.inputs if spec.name == _MASK), None)
     if mask is None:
         return ValidPositions()
-    return ValidPositions(_MASK, mask.shape[-1] in _RECORDING_AXES)
+    names = (spec.name for spec in signature.inputs if spec.shape[-1] == _DECODER_AXIS)
+    return ValidPositions(_MASK, mask.shape[-1] in RECORDING_AXES, next(names, None))
 
 
 def _quantizable_layers(model: LoadedModel) -> QuantizableLayers:

@@ -7,6 +7,8 @@ from typing import ClassVar, Literal
 
 from compressor.models.capabilities.capability import Capability
 
+RECORDING_AXES = frozenset({"samples", "frames"})
+"""Names of the variable dimension of a recording."""
 REST = "..."
 """Last dimension of a shape: any number of further dimensions of any size."""
 

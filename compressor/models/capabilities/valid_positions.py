@@ -21,6 +21,8 @@ class PositionMask:
     is_recording: bool = False
     """True if the positions are samples or frames of recordings: layers have fewer, each of which
     stands for equally many."""
+    decoder_tokens: int | None = None
+    """Length of the decoder's texts, which are not masked; None without a decoder."""
 
     def select(self, values: Tensor, *, channels_first: bool = False) -> Tensor:
         """Return the values at valid positions.
@@ -53,6 +55,8 @@ class PositionMask:
             return valid_BT
         if not self.is_recording or values.ndim != 3 or positions > length:
             return None
+        if positions == self.decoder_tokens:
+            return None
         middles = [(2 * frame + 1) * length // (2 * positions) for frame in range(positions)]
         return valid_BT[:, middles]
 
@@ -72,9 +76,13 @@ class ValidPositions(Capability):
     """Input [B, T] that is 0 at padding; None if every position of every batch is valid."""
     is_recording: bool = False
     """True if its positions are samples or frames of recordings."""
+    decoder_input: str | None = None
+    """Input with the tokens of a decoder; None without one."""
 
     def mask(self, batch: Mapping[str, Tensor]) -> PositionMask | None:
         """Return the valid positions of a batch; None if all are valid."""
         if self.mask_input is None or self.mask_input not in batch:
             return None
-        return PositionMask(batch[self.mask_input] != 0, self.is_recording)
+        decoder = None if self.decoder_input is None else batch.get(self.decoder_input)
+        length = None if decoder is None else decoder.shape[1]
+        return PositionMask(batch[self.mask_input] != 0, self.is_recording, length)

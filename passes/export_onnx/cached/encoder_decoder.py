@@ -1,14 +1,17 @@
 """Encoder and decoder of a class of transformers, each with tensors in and out, for tracing.
 
 The keys and values that the decoder's cross-attention reads follow from the encoder's output alone,
-so the encoder's graph returns them, and the decoder's graph takes them.
+so the encoder's graph returns them, and the decoder's graph takes them. A mask of texts has a value
+for each encoder position; of recordings, whose frames are fewer than their samples, the encoder's
+graph returns it.
 
 Shapes: B sequences, S encoder positions, T new tokens, P cached positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,33 +31,43 @@ _MASK, _ENCODER_OUTPUTS = "attention_mask", "encoder_outputs"
 class CrossEncoder(nn.Module):
     """The encoder of a class, with the projections of the decoder's cross-attention."""
 
-    def __init__(self, module: PreTrainedModel, inputs: Sequence[str]) -> None:
+    def __init__(
+        self, module: PreTrainedModel, inputs: Sequence[str], *, returns_mask: bool = False
+    ) -> None:
         """Wrap a class.
 
         Args:
             module: the class, in eval mode.
             inputs: names of the encoder's inputs.
+            returns_mask: True to return the mask of the encoder's positions too.
         """
         super().__init__()
-        self.module, self.inputs = module, tuple(inputs)
+        self.module, self.inputs, self.returns_mask = module, tuple(inputs), returns_mask
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Return keys and values of each cross-attention, [B, N, S, H].
+        """Return keys and values of each cross-attention, [B, N, S, H], and the mask [B, S].
 
         The decoder runs on one token; what it computes from that token is not used, and left out
         of the graph.
         """
         cache = EncoderDecoderCache(_empty_cache(), _empty_cache())
         tokens = torch.zeros((tensors[0].shape[0], 1), dtype=torch.int64)
-        self.module(
-            **dict(zip(self.inputs, tensors, strict=True)),
-            decoder_input_ids=tokens,
-            past_key_values=cache,
-            use_cache=True,
-            return_dict=True,
-        )
+        with _encoder_masks(self.module) as masks:
+            self.module(
+                **dict(zip(self.inputs, tensors, strict=True)),
+                decoder_input_ids=tokens,
+                past_key_values=cache,
+                use_cache=True,
+                return_dict=True,
+            )
         layers = cache.cross_attention_cache.layers
-        return tuple(tensor for layer in layers for tensor in layer_tensors(layer).values())
+        outputs = [tensor for layer in layers for tensor in layer_tensors(layer).values()]
+        if self.returns_mask:
+            mask = masks[0]
+            keys = outputs[0]  # a class that masks no cross-attention attends to all positions
+            ones = torch.ones((keys.shape[0], keys.shape[2]), dtype=torch.int64)
+            outputs.append(ones if mask is None else mask.to(torch.int64))
+        return tuple(outputs)
 
 
 class CrossDecoder(CachedDecoder):
@@ -67,6 +80,7 @@ class CrossDecoder(CachedDecoder):
         cross_tensors: Sequence[CachedTensor],
         *,
         is_masked: bool,
+        is_recording: bool = False,
     ) -> None:
         """Wrap a class.
 
@@ -75,8 +89,10 @@ class CrossDecoder(CachedDecoder):
             tensors: the tensors of the cache of self-attention.
             cross_tensors: those of cross-attention.
             is_masked: True if the encoder has an attention mask.
+            is_recording: True if its mask has other positions than its output.
         """
         super().__init__(module, tensors)
+        self.is_recording = is_recording
         self.cross_tensors = tuple(cross_tensors)
         masks = (ENCODER_MASK,) if is_masked else ()
         self.extra_inputs = (*masks, *(CROSS_PREFIX + tensor.name for tensor in cross_tensors))
@@ -96,9 +112,19 @@ class CrossDecoder(CachedDecoder):
             "decoder_attention_mask": attention_mask,
             _ENCODER_OUTPUTS: encoded,
         }
-        if ENCODER_MASK in extra:
+        if ENCODER_MASK in extra and not self.is_recording:
             arguments[_MASK] = extra[ENCODER_MASK]
         return arguments
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, kept_positions: Tensor, *rest: Tensor
+    ) -> tuple[Tensor, ...]:
+        """See ``CachedDecoder.forward``; a recording's mask is that of the encoder's graph."""
+        inputs = (input_ids, attention_mask, kept_positions, *rest)
+        if not self.is_recording or ENCODER_MASK not in self.extra_inputs:
+            return super().forward(*inputs)
+        with _encoder_masks(self.module, rest[self.extra_inputs.index(ENCODER_MASK)]):
+            return super().forward(*inputs)
 
     def wrap_cache(self, cache: DynamicCache, extra: Mapping[str, Tensor]) -> EncoderDecoderCache:
         """Return a cache whose cross-attention has been computed."""
@@ -108,6 +134,30 @@ class CrossDecoder(CachedDecoder):
         both = EncoderDecoderCache(cache, cross)
         both.is_updated = dict.fromkeys(range(len(cross.layers)), True)
         return both
+
+
+@contextmanager
+def _encoder_masks(
+    module: PreTrainedModel, replacement: Tensor | None = None
+) -> Iterator[list[Tensor | None]]:
+    """Collect the masks of the encoder's positions that a class gives its decoder.
+
+    Args:
+        module: the class.
+        replacement: a mask that the decoder gets in their place.
+    """
+    masks: list[Tensor | None] = []
+
+    def before(_: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        masks.append(named.get(ENCODER_MASK))
+        return None if replacement is None else (positional, {**named, ENCODER_MASK: replacement})
+
+    decoder: nn.Module = module.get_decoder()  # type: ignore[no-untyped-call]
+    handle = decoder.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield masks
+    finally:
+        handle.remove()
 
 
 class _FirstLayer(DynamicLayer):  # type: ignore[no-untyped-call]

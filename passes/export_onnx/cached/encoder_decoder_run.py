@@ -29,7 +29,7 @@ from compressor.graphs.files import MODEL
 from compressor.graphs.saving import file_metadata, save_checked_model
 from compressor.graphs.simplify import strip_metadata
 from compressor.models.capabilities.cached_generation import CachedGeneration, CachedTensor
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import RECORDING_AXES, InputSpec
 from compressor.models.checkpoint.companions import copy_companions
 from compressor.models.checkpoint.description import ModelDescription
 from compressor.models.checkpoint.layout import CONFIG
@@ -123,6 +123,17 @@ class _Export:
         """Positions that the decoder's graph is used for."""
         return self.config.decoder.context_length or self.generation.context_length
 
+    @property
+    def mask(self) -> InputSpec | None:
+        """The mask of the encoder's inputs."""
+        specs = self.generation.encoder_inputs
+        return next((spec for spec in specs if spec.name == ATTENTION_MASK), None)
+
+    @property
+    def is_recording(self) -> bool:
+        """True if the mask has samples or frames, of which the encoder makes fewer positions."""
+        return self.mask is not None and self.mask.shape[-1] in RECORDING_AXES
+
     def report(self, done: int) -> None:
         """Report progress after some of the stages."""
         self.context.progress(_STAGES[min(done, len(_STAGES) - 1)], done, len(_STAGES), {})
@@ -167,21 +178,31 @@ class _Export:
         inputs = self.generation.encoder_inputs
         names = [spec.name for spec in inputs]
         samples = [_first_samples(batch[name]) for name in names]
+        outputs = [CROSS_PREFIX + tensor.name for tensor in self.generation.cross_tensors]
+        if self.is_recording:
+            outputs.append(ENCODER_MASK)
         interface = GraphInterface(
             inputs=names,
-            outputs=[CROSS_PREFIX + tensor.name for tensor in self.generation.cross_tensors],
+            outputs=outputs,
             dynamic=(tuple(_variable_sizes(spec) for spec in inputs),),
             opset=self.config.opset,
         )
-        graph = trace_class(CrossEncoder(module, names), tuple(samples), interface)
+        encoder = CrossEncoder(module, names, returns_mask=self.is_recording)
+        graph = trace_class(encoder, tuple(samples), interface)
         strip_metadata(graph)
         return graph
 
     def trace_decoder(self, module: Any) -> ir.Model:
         """Return the decoder's graph."""
         cross = self.generation.cross_tensors
-        is_masked = any(spec.name == ATTENTION_MASK for spec in self.generation.encoder_inputs)
-        decoder = CrossDecoder(module, self.generation.tensors, cross, is_masked=is_masked)
+        is_masked = self.mask is not None
+        decoder = CrossDecoder(
+            module,
+            self.generation.tensors,
+            cross,
+            is_masked=is_masked,
+            is_recording=self.is_recording,
+        )
         extra = [_cross_input(tensor) for tensor in cross]
         if is_masked:
             mask = torch.ones(_BATCH, _SOURCE_POSITIONS, dtype=torch.int64)

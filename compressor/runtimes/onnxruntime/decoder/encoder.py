@@ -70,7 +70,7 @@ class Encoder:
         except (*ERRORS, RuntimeError) as error:
             raise PassError(f"ONNX Runtime failed: {first_line(error)}") from error
         encoded = dict(zip(self._outputs, values, strict=True))
-        if ENCODER_MASK in taken:
+        if ENCODER_MASK in taken and ENCODER_MASK not in encoded:
             encoded[ENCODER_MASK] = feeds[ATTENTION_MASK]
         return encoded
 

@@ -47,12 +47,13 @@ def test_a_mask_of_tokens_does_not_apply_to_vectors_that_are_as_wide_as_texts_ar
     assert select_valid(tokens, mask).shape == (10, 3)
 
 
-def test_a_mask_of_recordings_applies_to_their_frames():
+def test_a_mask_of_recordings_applies_to_their_frames_and_not_to_the_text_of_a_decoder():
     valid_BT = torch.tensor([[True] * 60, [True] * 30 + [False] * 30])
-    mask = PositionMask(valid_BT, is_recording=True)
+    mask = PositionMask(valid_BT, is_recording=True, decoder_tokens=4)
     frames = torch.arange(6).repeat(2, 1)[..., None]
     assert mask.select(frames).flatten().tolist() == [0, 1, 2, 3, 4, 5, 0, 1, 2]
     channels = torch.arange(6).repeat(2, 3, 1)
     assert mask.select(channels, channels_first=True).tolist()[6:] == [[0] * 3, [1] * 3, [2] * 3]
-    heads = torch.zeros(2, 3, 6, 8)
+    text, heads = torch.zeros(2, 4, 8), torch.zeros(2, 3, 6, 8)
+    assert mask.select(text) is text
     assert mask.select(heads) is heads

@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from compressor.errors import ModelError
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import RECORDING_AXES, InputSpec
 from compressor.models.families.transformers.generic.tasks import Task
 from compressor.models.families.transformers.images import class_image_inputs
 
@@ -25,6 +25,8 @@ _DECODER_SEQUENCE = ("batch", "decoder_tokens")
 _LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_target_positions")
 _TEXT_LENGTH_FIELDS = ("max_text_len",)
 """Fields for the longest text that a detector takes, whatever its text encoder does."""
+_POSITIONS_AHEAD = {"prophetnet": 1}
+"""Model type to the positions behind the last token whose embeddings its decoder reads too."""
 _CHANNEL_FIELDS = ("num_channels", "in_channels", "in_chans", "num_input_channels")
 _VISION_PARTS = ("vision_config", "vision", "encoder", "backbone_config")
 _DESCRIBE_REMEDY = (
@@ -137,15 +139,15 @@ def _task_inputs(module: PreTrainedModel, task: Task) -> Iterator[str]:
 
 
 def _masks_recordings(module: PreTrainedModel, task: Task) -> bool:
-    """Return True for an encoder of recordings of any length that was trained with masks.
+    """Return True for a class that takes recordings of any length and was trained with masks.
 
     Those of wav2vec 2.0 whose first norm is over groups of channels were not: they take padding for
-    silence. The cross-attention of an encoder-decoder needs a mask of frames, not of samples.
+    silence.
     """
-    if task.inputs != "audio" or task.decodes or _groups_channels(module):
+    if task.inputs != "audio" or _groups_channels(module):
         return False
     name = SAMPLES if SAMPLES in _parameters(module) else FEATURES
-    return not {"samples", "frames"}.isdisjoint(_LAYOUTS[name][0](module, name).shape)
+    return not RECORDING_AXES.isdisjoint(_LAYOUTS[name][0](module, name).shape)
 
 
 def _groups_channels(module: PreTrainedModel) -> bool:
@@ -187,13 +189,10 @@ def _decoder_tokens(module: PreTrainedModel, name: str) -> InputSpec:
     config: Any = module.config.get_text_config(decoder=True)
     vocabulary = getattr(config, "decoder_vocab_size", None) or config.vocab_size
     longest = _first(config, ("max_target_positions", "max_decoder_position_embeddings"))
-    return InputSpec(
-        name,
-        "int64",
-        _DECODER_SEQUENCE,
-        below=vocabulary,
-        longest=longest or _longest(module, config),
-    )
+    longest = longest or _longest(module, config)
+    if longest:
+        longest -= _POSITIONS_AHEAD.get(module.config.model_type, 0)
+    return InputSpec(name, "int64", _DECODER_SEQUENCE, below=vocabulary, longest=longest)
 
 
 def _longest(module: PreTrainedModel, config: Any) -> int | None:

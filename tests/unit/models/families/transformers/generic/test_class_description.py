@@ -96,6 +96,28 @@ def test_positions_that_stand_for_padding_are_not_counted():
         module(torch.full((1, 39), 5))
 
 
+def test_a_decoder_that_reads_the_position_behind_its_last_token_takes_one_token_less():
+    config = transformers.ProphetNetConfig(
+        vocab_size=64,
+        hidden_size=32,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        num_encoder_layers=1,
+        num_decoder_layers=1,
+        num_encoder_attention_heads=2,
+        num_decoder_attention_heads=2,
+        max_position_embeddings=40,
+    )
+    name = "ProphetNetForConditionalGeneration"
+    inputs = describe({**config.to_dict(), "architectures": [name]}).signature.inputs
+    module = getattr(transformers, name)(config).eval()
+    module(**sample_batch(inputs, tokens=40))
+    longest = {spec.name: spec.longest for spec in inputs}
+    assert (longest["input_ids"], longest["decoder_input_ids"]) == (39, 38)
+    with pytest.raises(IndexError):
+        module(input_ids=torch.full((1, 4), 5), decoder_input_ids=torch.full((1, 39), 5))
+
+
 @pytest.mark.parametrize(
     ("fields", "shape"),
     [
@@ -340,6 +362,13 @@ def test_a_large_detector_that_was_not_run_has_its_boxes(monkeypatch):
     description = describe(tree)
     assert description.macs == 0
     assert description.signature.outputs == ("logits", "pred_boxes")
+
+
+def test_recordings_of_any_length_have_a_mask():
+    for name in ("moonshine", "speech_to_text"):
+        assert "attention_mask" in [spec.name for spec in describe(_further(name)).signature.inputs]
+    inputs = describe(CLASSES["whisper"].config().to_dict()).signature.inputs
+    assert "attention_mask" not in [spec.name for spec in inputs]
 
 
 def test_a_large_class_that_was_not_run_is_noted(tmp_path, monkeypatch):
