@@ -98,6 +98,7 @@ def write_starting_point(start: StartingPoint, folder: Path, data: Path | None) 
     if data_set is not None and data_set.inputs and start.with_inputs is not None:
         start = start.with_inputs(data_set.inputs)
         starter = start.starter
+        data_set = _choose_data(_fitting_data(start), data, uses_code=is_module)
     if data_set is not None and starter.inputs is not None:
         starter = replace(starter, inputs=_with_sizes(starter.inputs, data_set.inputs))
     without_data = replace(starter, data=None)

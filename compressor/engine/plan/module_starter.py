@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from compressor.config.permission import code_is_allowed
 from compressor.data.contract import InputFacts
 from compressor.engine.contract import StarterModel
@@ -24,7 +26,7 @@ from compressor.engine.plan.model_starter import (
 )
 from compressor.engine.plan.starter import WrittenPipeline
 from compressor.engine.plan.starter_text import StartingPoint
-from compressor.errors import UsageError
+from compressor.errors import ModelError, UsageError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.signature import InputSpec
 from compressor.models.facts import ModelFacts, planned_facts
@@ -42,6 +44,8 @@ _ANY_FUNCTION = "build"
 """Stands for the function of a file that names none, so that its form can be checked."""
 _ANY_NUMBER = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _MAPPING = re.compile(r"['\"]?(\w+\.)*(dict|Dict|Mapping)\b")
+_LABELS = frozenset({"label", "labels", "target", "targets"})
+"""Optional parameters of ``forward`` that are no inputs of a model in use."""
 _EXAMPLES = f"[{BATCH}, 3, 224, 224] or [{BATCH}, length]"
 _WEIGHTS = "Without `weights: FILE` (.safetensors, .pt or .pth), they are initialized from `seed`."
 
@@ -99,6 +103,10 @@ def _python_module(source: str, samples: Sequence[InputFacts] = ()) -> StartingP
     found = outline(code[name], path, None if is_file else function)
     if code_is_allowed() and not found.arguments:
         found = _with_signature(found, ModuleConfig(python=f"{name}:{found.function}", code=code))
+    sampled = {facts.name for facts in samples} - _LABELS
+    used = [parameter for parameter in found.optional if parameter.name in sampled]
+    if found.forward is not None:
+        found = replace(found, forward=(*found.forward, *used))
     hints = [_completed(hint, samples) for hint in _hints(found)]
     missing = [f"`model.arguments.{argument}`: a value for it" for argument in found.arguments]
     missing += [line for hint in hints if (line := _missing(hint)) is not None]
@@ -119,13 +127,38 @@ def _python_module(source: str, samples: Sequence[InputFacts] = ()) -> StartingP
         },
         file.parent,
         format_named(_FORMAT),
-        StarterModel(ModelFacts(), tuple(map(_spec, hints))),
+        StarterModel(
+            ModelFacts() if missing else _called(found.function, name, code, hints),
+            tuple(map(_spec, hints)),
+        ),
         missing=tuple(missing),
         needs_code=True,
         with_inputs=partial(_python_module, source),
         knows_inputs=all(hint.shape and hint.dtype for hint in hints),
         comments=(_WEIGHTS,),
     )
+
+
+def _called(
+    function: str, name: str, code: dict[str, str], hints: Sequence[InputHint]
+) -> ModelFacts:
+    """Return what calling the module tells; nothing if its code may not run, or it fails."""
+    from compressor.models.families.module.probing import complete
+
+    if not code_is_allowed():
+        return ModelFacts()
+    try:
+        inputs = tuple(
+            NamedInput.model_validate(
+                {"name": hint.name, "shape": hint.shape, "dtype": hint.dtype or "float32"}
+            )
+            for hint in hints
+        )
+        config = ModuleConfig(python=f"{name}:{function}", code=code, inputs=inputs)
+        config = complete(config, None)
+    except (ModelError, ValidationError):  # the plan of the pipeline explains it
+        return ModelFacts()
+    return planned_facts(Architecture(Module(), config))
 
 
 def _with_signature(found: Outline, config: ModuleConfig) -> Outline:
@@ -138,11 +171,16 @@ def _with_signature(found: Outline, config: ModuleConfig) -> Outline:
         return found
     docs = [inspect.getdoc(part) for part in (module.forward, type(module))]
     stated = {parameter.name: parameter for parameter in found.forward or ()}
-    required = [parameter for parameter in parameters if parameter.default is parameter.empty]
-    forward = tuple(
-        stated.get(entry.name, Parameter(entry.name, _annotation(entry))) for entry in required
+    forward, optional = (
+        tuple(
+            stated.get(entry.name, Parameter(entry.name, _annotation(entry)))
+            for entry in parameters
+            if (entry.default is entry.empty) is required
+        )
+        for required in (True, False)
     )
-    return replace(found, forward=forward, docstring="\n".join(doc for doc in docs if doc))
+    docstring = "\n".join(doc for doc in docs if doc)
+    return replace(found, forward=forward, optional=optional, docstring=docstring)
 
 
 def _annotation(parameter: inspect.Parameter) -> str:

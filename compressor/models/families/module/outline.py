@@ -16,7 +16,7 @@ Definition = ast.ClassDef | Function
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter without a default."""
+    """A parameter of a function."""
 
     name: str
     annotation: str = ""
@@ -31,7 +31,10 @@ class Outline:
     arguments: tuple[str, ...] = ()
     """Its parameters without defaults."""
     forward: tuple[Parameter, ...] | None = None
-    """Parameters of ``forward``; None if it is not in the file, or takes any number."""
+    """Parameters of ``forward`` without defaults; None if it is not in the file, or takes any
+    number."""
+    optional: tuple[Parameter, ...] = ()
+    """Parameters of ``forward`` with defaults."""
     docstring: str = ""
     """Documentation of ``forward`` and of its class."""
 
@@ -68,6 +71,7 @@ def outline(text: str, file: str, function: str | None) -> Outline:
         function,
         _required_arguments(node, modules),
         None if forward is None else _parameters(forward),
+        () if forward is None else _parameters(forward, optional=True),
         "\n".join(doc for doc in docs if doc),
     )
 
@@ -212,13 +216,14 @@ def _required_arguments(
     return () if node is None else tuple(entry.name for entry in _parameters(node, skip=0))
 
 
-def _parameters(node: Function, skip: int = 1) -> tuple[Parameter, ...]:
-    """Return the parameters without defaults, without the first ones."""
+def _parameters(node: Function, skip: int = 1, *, optional: bool = False) -> tuple[Parameter, ...]:
+    """Return the parameters without defaults, or those with defaults, without the first ones."""
     positional = [*node.args.posonlyargs, *node.args.args]
-    required = positional[skip : len(positional) - len(node.args.defaults)]
+    first_default = len(positional) - len(node.args.defaults)
+    entries = positional[max(first_default, skip) :] if optional else positional[skip:first_default]
     named = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
-    required += [entry for entry, default in named if default is None]
+    entries += [entry for entry, default in named if (default is not None) is optional]
     return tuple(
         Parameter(entry.arg, "" if entry.annotation is None else ast.unparse(entry.annotation))
-        for entry in required
+        for entry in entries
     )

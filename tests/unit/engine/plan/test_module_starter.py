@@ -208,3 +208,34 @@ def test_annotations_and_docstrings_state_inputs(
 ) -> None:
     hint = input_hint(Parameter("x", annotation), line)
     assert (hint.shape, hint.dtype) == (shape, dtype)
+
+
+def test_samples_of_an_optional_parameter_make_it_an_input_and_labels_do_not(
+    tmp_path: Path,
+) -> None:
+    file = write(
+        tmp_path,
+        """
+        from torch import nn
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Linear(4, 2)
+            def forward(self, *, x, mask=None, labels=None):
+                hidden = x if mask is None else x * mask
+                return {"logits": self.head(hidden), "hidden": hidden}
+        def build():
+            return Net()
+        """,
+    )
+    vectors = np.zeros((64, 4), np.float32)
+    labels = np.arange(64) % 2
+    np.savez(tmp_path / "data.npz", x=vectors, mask=vectors, labels=labels, label=labels)
+    for allowed in (False, True):
+        if allowed:
+            allow_code()
+        written = write_starter_for(str(file), tmp_path / str(allowed), tmp_path / "data.npz")
+        assert list(model_of(written.file)["inputs"]) == ["x", "mask"]
+        evaluate = yaml.safe_load(written.file.read_text())["evaluate"]
+        metrics = evaluate.get("accuracy", {}).get("metrics", [])
+        assert metrics == (["top1", "agreement", "kl", "cosine:hidden"] if allowed else [])
