@@ -20,18 +20,21 @@ _MIN_SECONDS = 0.1
 """Shortest interval for a load; the kernel counts in hundredths of a second."""
 
 
-def cost_metrics(model: StoredModel, sample_shapes: SampleShapes) -> tuple[Metric, ...]:
+def cost_metrics(
+    model: StoredModel, sample_shapes: SampleShapes, macs: int | None = None
+) -> tuple[Metric, ...]:
     """Return size, parameters, MACs and weights; what the format cannot determine is omitted.
 
     Args:
         model: the model on disk.
         sample_shapes: the shape of each array of one sample, batch axis (1) included.
+        macs: multiply-accumulates of that sample; None to let the format count them.
     """
     cost = model.format.cost(model.path, sample_shapes)
     values = (
         ("size_bytes", cost.size_bytes, "bytes"),
         ("parameters", cost.parameters, "count"),
-        ("macs", cost.macs, "count"),
+        ("macs", cost.macs if macs is None else macs, "count"),
         ("weight_bytes", cost.weight_bytes, "bytes"),
     )
     return tuple(

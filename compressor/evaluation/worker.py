@@ -164,13 +164,14 @@ class _Worker:
                     report = self._accuracy_report(session, dataset, accuracy, generating)
                 accuracy_report = report.model_copy(update={"stand_in": stand_in})
             shapes = _sample_shapes(session, batches[0]) if batches else {}
+            macs = session.sample_macs(_first_sample(session, batches[0])) if batches else None
         measurement = Measurement(
             accuracy=accuracy_report,
             latency=latency_report,
             metrics=(
                 *(accuracy_report.metrics if accuracy_report else ()),
                 *(latency_report.metrics if latency_report else ()),
-                *cost_metrics(self.request.stored, shapes),
+                *cost_metrics(self.request.stored, shapes, macs),
                 *self.request.stored.format.execution_metrics(executed=stand_in is None),
             ),
             stand_in=stand_in,
@@ -288,6 +289,15 @@ class _Worker:
 
 def _first_index(dataset: Dataset) -> Any:
     return np.arange(min(1, len(dataset)), dtype=np.int64)
+
+
+def _first_sample(session: Session, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch of one sample."""
+    specs = {spec.name: spec for spec in session.inputs if spec.name in batch}
+    return {
+        name: batch[name] if is_whole_sample(spec, batch[name].shape) else batch[name][:1]
+        for name, spec in specs.items()
+    }
 
 
 def _sample_shapes(session: Session, batch: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -55,6 +55,13 @@ class Session(ABC):
         Latency is measured around this call alone.
         """
 
+    def sample_macs(self, batch: Mapping[str, Array]) -> int | None:  # noqa: ARG002
+        """Return the multiply-accumulates of a batch of one sample.
+
+        None where they do not depend on its sizes, or where the format counts them.
+        """
+        return None
+
     def close(self) -> None:
         """Release the model."""
         return

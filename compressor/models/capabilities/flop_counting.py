@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
 @contextmanager
-def count_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
+def count_flops(module: nn.Module, *, with_scores: bool = False) -> Iterator[FlopCounterMode]:
     """Count the operations of runs of a module within the block, without gradients.
 
     Recurrent layers count whether torch computes them step by step or, on a CPU, by one operator.
@@ -22,14 +23,21 @@ def count_flops(module: nn.Module) -> Iterator[FlopCounterMode]:
 
     Args:
         module: the module that is run.
+        with_scores: True to compute attention as products, which count; torch's counter does not
+            know the operators for attention, and for whole layers of it, on a CPU.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fast_path and not with_scores)
+    products = sdpa_kernel(SDPBackend.MATH) if with_scores else nullcontext()
+    counting = FlopCounterMode(display=False, custom_mapping=_FLOPS)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=_FLOPS) as counter:
+        with torch.no_grad(), products, counting as counter:
             yield counter
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
         for parameter in trained:
             parameter.requires_grad_(True)
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
 from compressor.models.adapters.base import find_base
 from compressor.models.adapters.peft_modules import add_adapter, check_peft
+from compressor.models.capabilities.flop_counting import count_flops
 from compressor.models.checkpoint.description import ModelDescription, read_description
 from compressor.models.checkpoint.loading import load_module
-from compressor.runtimes.session import Session
+from compressor.runtimes.session import Array, Session
 
 
 class TorchSession(Session):
@@ -45,6 +45,7 @@ class TorchSession(Session):
         self.runtime = f"torch {torch.__version__}"
         self.inputs = model.signature.inputs
         self.output_names = model.signature.outputs
+        self._unit = model.signature.unit
         self.device = device
         torch.set_num_threads(threads)
         self.module = self._load(model, device)
@@ -61,6 +62,17 @@ class TorchSession(Session):
         }
         outputs = self.module(**tensors)
         return {name: _array(outputs[name]) for name in self.output_names}
+
+    def sample_macs(self, batch: Mapping[str, Array]) -> int | None:
+        """See ``Session.sample_macs``; the counts of a description are those of other sizes."""
+        variable = {
+            axis for spec in self.inputs for axis in spec.shape[1:] if isinstance(axis, str)
+        }
+        if self._unit != "sample" or not variable:
+            return None
+        with count_flops(self.module, with_scores=True) as counter:
+            self.run(batch)
+        return counter.get_total_flops() // 2 or None
 
 
 class AdaptedSession(TorchSession):
@@ -87,8 +99,6 @@ class AdaptedSession(TorchSession):
         return add_adapter(super()._load(model, device), self._adapter).to(device)
 
 
-def _array(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
-    array: np.ndarray[Any, Any] = (
-        (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
-    )
+def _array(tensor: torch.Tensor) -> Array:
+    array: Array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).cpu().numpy()
     return array
