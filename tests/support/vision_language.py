@@ -222,7 +222,29 @@ VLMS: Mapping[str, Vlm] = {
     "idefics3": _SMOL,
 }
 """``model_type`` to a small model of the class."""
+_OVIS_TOKENS = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
 FURTHER_VLMS: Mapping[str, Vlm] = {
+    "ovis2": Vlm(
+        {
+            "text_config": {"model_type": "qwen2", **_TEXT},
+            "vision_config": {
+                **_TOWER,
+                "image_size": 28,
+                "patch_size": 7,
+                "hidden_stride": 2,
+                "vocab_size": 64,
+                "num_visual_indicator_tokens": len(_OVIS_TOKENS),
+            },
+            "hidden_size": 64,
+            "vocab_size": VOCABULARY,
+            "visual_indicator_token_ids": [_SPECIAL + number for number in range(5)],
+        },
+        "<image>",
+        {"size": {"height": 28, "width": 28}},
+        (*_OVIS_TOKENS, "<IMG_ATOM>", "<image>"),
+        {"image_token_id": "<IMG_ATOM>"},
+        processor={"image_seq_length": 4},
+    ),
     "llava_onevision": Vlm(
         {**_LLAVA.config, "vision_config": {**_SIGLIP, "vision_use_head": False}}
         | {"image_grid_pinpoints": _GRIDS, "vision_feature_select_strategy": "full"}

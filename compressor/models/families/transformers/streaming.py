@@ -251,13 +251,19 @@ class StreamedCheckpoint(Checkpoint):
             self.unload(name)
 
     def _embedding_of_rows(self, name: str) -> Callable[[Tensor], Tensor]:
-        """Return a ``forward`` for the embedding that reads only the rows it looks up."""
-        embedding = self.module.get_submodule(name)
+        """Return a ``forward`` for the embedding that reads only the rows it looks up.
+
+        A class may take shares of all rows in place of indices, as Ovis 2 does for parts of images.
+        """
+        embedding: Any = self.module.get_submodule(name)
         forward = embedding.forward
         stored_name = self.source(f"{name}.weight")
 
         def embed(token_ids: Tensor) -> Tensor:
-            rows_R, indices = torch.unique(token_ids, return_inverse=True)
+            if token_ids.is_floating_point():
+                rows_R, indices = torch.arange(embedding.num_embeddings), token_ids
+            else:
+                rows_R, indices = torch.unique(token_ids, return_inverse=True)
             embedding.weight = nn.Parameter(
                 self.rows(stored_name, rows_R).float(), requires_grad=False
             )

@@ -368,3 +368,21 @@ def test_an_untied_head_is_packed_on_its_own_grid(bits, tmp_path, monkeypatch):
         expected = load_module(out)(input_ids=ids)["logits"]
         logits = by_transformers(input_ids=ids).logits
     torch.testing.assert_close(logits, expected, atol=2e-3, rtol=1e-3)
+
+
+def test_a_table_that_takes_shares_of_all_rows_is_read_whole(tmp_path):
+    """The table of Ovis 2 for parts of images gets probabilities in place of indices."""
+    write_vlm(tmp_path, "ovis2")
+    config = json.loads((tmp_path / "config.json").read_text())
+    ids = torch.tensor([[4, *[config["image_token_id"]] * 4, 5, 6]])
+    images = torch.rand((1, 3, 28, 28), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": images}
+    module = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    entered = []
+    module.model.language_model.layers[0].register_forward_pre_hook(
+        lambda _, args: entered.append(args[0]) or None
+    )
+    with torch.no_grad():
+        module(**inputs)
+    of_samples = {**inputs, "pixel_values": images[None]}
+    torch.testing.assert_close(decoder_inputs(tmp_path, of_samples)[0], entered[0])
