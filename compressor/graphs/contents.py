@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto
 
 from compressor.graphs.decoder.interface import CONTEXT_LENGTH_KEY
+from compressor.graphs.einsums import product_equation
 from compressor.graphs.files import inline_functions, unreadable_parts
 from compressor.graphs.graph_index import GraphIndex, node_label, subgraphs_of
 from compressor.graphs.integer_regions import PRODUCTS
@@ -68,9 +69,10 @@ def graph_contents(model: onnx.ModelProto) -> GraphContents:
     for node in index.nodes:
         if node.domain not in _ONNX_DOMAINS:
             continue
-        if id(node) not in inner and _is_product(node, index, constants):
+        weight = None if id(node) in inner else _product_weight(node, index, constants)
+        if weight is not None:
             products[node.op_type] += 1
-            stored[node.op_type] += int(_is_stored(index, node.input[1]))
+            stored[node.op_type] += int(_is_stored(index, weight))
         elif node.op_type in PRODUCTS | _OTHER_PRODUCTS and not _is_constant(node, constants):
             others[node.op_type] += 1
             if weights := _layer_weights(node, constants, is_inner=id(node) in inner):
@@ -129,17 +131,34 @@ def _is_constant(node: onnx.NodeProto, constants: Mapping[str, int]) -> bool:
     return all(name in constants for name in node.output if name)
 
 
-def _is_product(node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str, int]) -> bool:
-    """Return True if a node multiplies a computed value by a constant float weight."""
+def _product_weight(
+    node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str, int]
+) -> str | None:
+    """Return the constant float weight that a node multiplies a computed value by, if it does."""
+    if node.op_type == "Einsum":
+        return _einsum_weight(node, index, constants)
     if node.op_type not in PRODUCTS or len(node.input) < 2 or node.input[0] in constants:
-        return False
+        return None
     weight = node.input[1]
     if constants.get(weight, TensorProto.INT8) not in _FLOATS | {0}:
-        return False
-    if node.op_type == "Conv":
-        return True
+        return None
     dims = index.constants[weight].dims if weight in index.constants else (1, 1)
-    return len(dims) == 2 and 0 not in dims
+    return weight if node.op_type == "Conv" or (len(dims) == 2 and 0 not in dims) else None
+
+
+def _einsum_weight(
+    node: onnx.NodeProto, index: GraphIndex, constants: Mapping[str, int]
+) -> str | None:
+    """Return the weight of an Einsum that is written as a product: see ``einsums``."""
+    positions = [place for place, name in enumerate(node.input) if name in constants]
+    if len(positions) != 1 or len(node.input) != 2:
+        return None
+    weight = node.input[positions[0]]
+    equation = next((each.s.decode() for each in node.attribute if each.name == "equation"), "")
+    is_empty = weight in index.constants and 0 in index.constants[weight].dims
+    if constants[weight] not in _FLOATS | {0} or is_empty:
+        return None
+    return weight if product_equation(equation, positions[0]) is not None else None
 
 
 def _layer_weights(
@@ -176,7 +195,7 @@ def _branches(index: GraphIndex, constants: Mapping[str, int]) -> Iterable[Branc
     for node in index.nodes:
         if _has_subgraphs(node):
             inner = [each for graph in subgraphs_of(node) for each in graph.node]
-            count = sum(_is_product(each, index, constants) for each in inner)
+            count = sum(_product_weight(each, index, constants) is not None for each in inner)
             yield Branching(node_label(node), count)
 
 

@@ -98,7 +98,7 @@ def _product_problems(
 ) -> Iterator[tuple[str, str]]:
     """Yield a problem if no product can be quantized, nor the weights of a layer."""
     present = contents.products if config.simplify else contents.stored_products
-    kinds = {"MatMul", "Gemm"} | ({"Conv"} if config.precision == "int8" else set())
+    kinds = {"MatMul", "Gemm", "Einsum"} | ({"Conv"} if config.precision == "int8" else set())
     layers = contents.layers if config.simplify else contents.stored_layers
     if any(present.get(kind) for kind in kinds) or (config.stores_layers and any(layers.values())):
         return

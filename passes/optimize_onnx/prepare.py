@@ -13,6 +13,7 @@ from compressor.graphs.constant_transposes import fold_transposes
 from compressor.graphs.constant_weights import fold_weights
 from compressor.graphs.contents import graph_contents
 from compressor.graphs.default_inputs import freeze_default_inputs
+from compressor.graphs.einsums import split_einsums
 from compressor.graphs.files import load_typed_model, read_graph, typed_model
 from compressor.graphs.gemms import fold_gemm_factors
 from compressor.graphs.hard_swish import restore_hard_swish, split_hard_swish
@@ -58,6 +59,7 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
             fold_weights(graph)
     if config.precision in OPSETS:
         fold_gemm_factors(graph)
+        split_einsums(graph)
     if config.precision == "int8" and config.target == "onnxruntime":
         split_hard_swish(graph)
     before = graph.opset_imports.get("", 1)
