@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -10,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from compressor.analysis.tensors import Array, relative_error, snr_db
 from compressor.data.contract import Batch
 from compressor.errors import UsageError
-from compressor.runtimes.layers import Layers, reshape_like
+from compressor.runtimes.layers import Layers, Trace, reshape_like
 
 
 class LayerDifference(BaseModel):
@@ -50,6 +51,9 @@ class LayerComparison(BaseModel):
     layers, as those that a pass wrote do."""
 
 
+_NO_LAYERS = (
+    "compare artifacts of the same family, or leave out `--pipeline`: metrics are compared then"
+)
 _ROUNDING_ERROR = 1e-8
 """Relative error (80 dB) well above that of float32 sums in another order."""
 
@@ -63,14 +67,9 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
     Raises:
         UsageError: the models have no layer in common.
     """
-    trace_a, trace_b = a.trace(batch), b.trace(batch)
+    calls = _split_into_calls(a, b, batch)
+    trace_a, trace_b, alone = _trace_calls(a, b, calls)
     common = [name for name in trace_a.outputs if name in trace_b.outputs]
-    if not common:
-        raise UsageError(
-            "the models have no layer of the same name",
-            remedy="compare artifacts of the same family",
-        )
-    alone = b.alone(batch, {name: trace_a.inputs[name] for name in common})
     layers = []
     from_zero = trace_a.from_zero | trace_b.from_zero
     for order, name in enumerate(common):
@@ -89,7 +88,7 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
         if name in trace_b.answers and (error := _error(trace_b.answers[name], value)) is not None
     }
     return LayerComparison(
-        samples=len(next(iter(batch.values()))),
+        samples=sum(map(_samples, calls)),
         layers=tuple(sorted(layers, key=_sort_key)),
         answers=outputs,
         parts_at=next(
@@ -99,6 +98,69 @@ def compare_layers(a: Layers, b: Layers, batch: Batch) -> LayerComparison:
         only_b=tuple(name for name in trace_b.outputs if name not in trace_a.outputs),
         paired_by_name=not (a.notes_layers or b.notes_layers),
     )
+
+
+def _split_into_calls(a: Layers, b: Layers, batch: Batch) -> list[Batch]:
+    """Return the samples in batches that both models take; samples that fill none are left out.
+
+    Raises:
+        UsageError: there are fewer samples than a call takes.
+    """
+    count = _samples(batch)
+    sizes = {size for layers in (a, b) if (size := layers.samples_per_call(batch)) is not None}
+    size = max(sizes, default=count)
+    if size > count:
+        raise UsageError(
+            f"a call of the models takes {size} samples, and there are {count}",
+            remedy=f"--samples {size}",
+        )
+    starts = range(0, count - size + 1, size)
+    return [
+        {name: array[start : start + size] for name, array in batch.items()} for start in starts
+    ]
+
+
+def _trace_calls(
+    a: Layers, b: Layers, calls: Sequence[Batch]
+) -> tuple[Trace, Trace, dict[str, Array]]:
+    """Return the traces of both models, and the layers of ``b`` on the inputs of ``a``'s.
+
+    Values of several calls lie one behind the other.
+
+    Raises:
+        UsageError: the models have no layer in common.
+    """
+    traces: list[tuple[Trace, Trace, Mapping[str, Array]]] = []
+    for part in calls:
+        trace_a, trace_b = a.trace(part), b.trace(part)
+        common = {name: trace_a.inputs[name] for name in trace_a.outputs if name in trace_b.outputs}
+        if not common:
+            raise UsageError("the models have no layer of the same name", remedy=_NO_LAYERS)
+        traces.append((trace_a, trace_b, b.alone(part, common)))
+    if len(traces) == 1:
+        [(trace_a, trace_b, alone)] = traces
+        return trace_a, trace_b, dict(alone)
+    all_a, all_b, all_alone = zip(*traces, strict=True)
+    return _joined_traces(all_a), _joined_traces(all_b), _joined(all_alone)
+
+
+def _joined_traces(traces: Sequence[Trace]) -> Trace:
+    return Trace(
+        _joined([trace.inputs for trace in traces]),
+        _joined([trace.outputs for trace in traces]),
+        _joined([trace.answers for trace in traces]),
+        frozenset.union(*(trace.from_zero for trace in traces)),
+    )
+
+
+def _joined(parts: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+    """Return the values of several calls, flat, by name; names that a call lacks are left out."""
+    names = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name].reshape(-1) for part in parts]) for name in names}
+
+
+def _samples(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _sort_key(layer: LayerDifference) -> tuple[float, float, int]:

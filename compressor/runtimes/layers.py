@@ -45,6 +45,10 @@ class Layers(ABC):
 
     notes_layers: bool = True
 
+    def samples_per_call(self, batch: Batch) -> int | None:  # noqa: ARG002
+        """Return the number of samples that the model takes at once; None for any number."""
+        return None
+
     @abstractmethod
     def trace(self, batch: Batch) -> Trace:
         """Return input and output of every layer for a batch."""

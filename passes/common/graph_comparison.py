@@ -20,6 +20,8 @@ from compressor.runtimes.formats import open_session
 Array = np.ndarray[Any, Any]
 _NUMBERS = "biuf"
 """Kinds of NumPy's dtypes that are compared."""
+_LEAST_AXES = 2
+"""Axes of an output that has one for the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +83,24 @@ def compare_runs(
     differences: dict[str, list[tuple[Array, Array, Array] | int]] = {}
     for batch in feeds:
         outputs, others = expected(batch), actual(batch)
+        sizes = {len(array) for array in batch.values() if array.ndim}
         for name, values in outputs.items():
-            pair = _comparable(values, others[name])
+            pair = _comparable(values, others[name], sizes)
             if pair is not None:
                 differences.setdefault(name, []).append(_differences(name, *pair))
     return {name: _merged(parts) for name, parts in differences.items()}
 
 
-def _comparable(values: object, others: object) -> tuple[Array, Array] | None:
+def _comparable(values: object, others: object, sizes: set[int]) -> tuple[Array, Array] | None:
     """Return the values of an output in rows, of two models; None for texts and maps.
 
-    A sequence of arrays is one row.
+    A sequence of arrays is one row, and so is an output without an axis of samples: its first axis
+    is that of no input, or its only one.
+
+    Args:
+        values: the output of the parent.
+        others: that of the changed graph.
+        sizes: sizes of the first axes of the inputs.
     """
     if isinstance(values, list) and isinstance(others, list):
         parts, other_parts = list(map(np.asarray, values)), list(map(np.asarray, others))
@@ -101,6 +110,8 @@ def _comparable(values: object, others: object) -> tuple[Array, Array] | None:
         return None
     if values.dtype.kind not in _NUMBERS:
         return None
+    if values.ndim < _LEAST_AXES or len(values) not in sizes:
+        return _row([values]), _row([others])
     return _flatten(values), _flatten(others)
 
 
@@ -112,8 +123,8 @@ def _row(parts: Sequence[Array]) -> Array:
 
 def _flatten(values: Array) -> Array:
     """Return the values of each sample in a row, float64 [N, V]."""
-    rows = len(values) if values.ndim else 1
-    return values.reshape(rows, math.prod(values.shape[1:])).astype(np.float64)
+    rows = values.shape[:1]
+    return values.reshape(*rows, math.prod(values.shape[1:])).astype(np.float64)
 
 
 def _differences(

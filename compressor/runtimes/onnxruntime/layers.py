@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from compressor.data.contract import Batch
 from compressor.errors import ModelError
 from compressor.foreign_files.json_files import expect, parse_json
-from compressor.graphs.files import MODEL, read_graph
+from compressor.graphs.files import MODEL, PROTOBUF_LIMIT_BYTES, external_files, read_graph
 from compressor.graphs.graph_index import GraphIndex
 from compressor.graphs.names import SMOOTHED_SUFFIX
 from compressor.graphs.values import DEQUANTIZE, QUANTIZE
@@ -21,13 +21,15 @@ from compressor.runtimes.layers import INPUTS_KEY, Array, Layers, Trace, reshape
 from compressor.runtimes.onnxruntime.inference import CPU, ERRORS, run_limited, session_options
 from compressor.runtimes.onnxruntime.remedies import first_line
 from compressor.runtimes.onnxruntime.session import OnnxSession
-from compressor.runtimes.session import match_inputs
+from compressor.runtimes.session import is_whole_sample, match_inputs
 
 _COPY = ".alone"
 """Suffix of the output of a layer's copy."""
 
 _REMEDY = "export it again"
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+"""Setting of ONNX Runtime: where a graph in memory has its weights."""
+_PRODUCTS = frozenset({"Conv", "ConvTranspose", "Einsum", "MatMul", "Gemm"})
 _FOLDED = frozenset({"Add", "Sub", "BatchNormalization", "Relu", "Clip"})
 """Operators that belong to the product before them, where all else that they read is constant."""
 _ZERO_POINT = 2
@@ -44,12 +46,29 @@ def foreign_layers(index: GraphIndex) -> dict[str, str]:
     nodes = {id(node) for node in index.model.graph.node}
     reads: dict[str, str] = {}
     for node in index.nodes:
-        if id(node) not in nodes or node.op_type not in _PRODUCTS or len(node.input) < 2:
-            continue
-        if not index.is_weight(node.input[1]) or index.is_weight(node.input[0]):
-            continue
-        reads[_last_value(index, node.output[0], nodes)] = _before_rounding(index, node.input[0])
+        source = _multiplied(index, node) if id(node) in nodes else None
+        if source is not None:
+            reads[_last_value(index, node.output[0], nodes)] = _before_rounding(index, source)
     return reads
+
+
+def _multiplied(index: GraphIndex, node: onnx.NodeProto) -> str | None:
+    """Return the value that a node multiplies by a constant weight, if it does."""
+    operands = list(node.input[:2])
+    if node.op_type not in _PRODUCTS or len(operands) < 2:
+        return None
+    constants = [_is_weight(index, name) for name in operands]
+    if node.op_type == "Einsum" and constants[0]:
+        operands.reverse()
+        constants.reverse()
+    return operands[0] if constants == [False, True] else None
+
+
+def _is_weight(index: GraphIndex, name: str) -> bool:
+    """Return True for a constant, which may be dequantized, or cast from another type."""
+    node = index.producers.get(name)
+    is_cast = node is not None and node.op_type == "Cast" and not node.domain
+    return index.is_weight(node.input[0] if is_cast and node is not None else name)
 
 
 def _last_value(index: GraphIndex, name: str, nodes: Container[int]) -> str:
@@ -97,9 +116,13 @@ class OnnxLayers(Layers):
             UsageError: there are none.
             ModelError: the graph cannot be opened.
         """
-        read_graph(folder)
+        external = external_files(read_graph(folder))
         self._file = folder / MODEL
-        self._model = onnx.load(str(self._file))
+        # Beyond 2 GB, ONNX Runtime reads the weights from their files.
+        sizes = ((folder / name).stat().st_size for name in external)
+        self._reads_files = sum(sizes) > PROTOBUF_LIMIT_BYTES
+        self._model = onnx.load(str(self._file), load_external_data=not self._reads_files)
+        self._sessions: dict[object, onnxruntime.InferenceSession] = {}
         self._threads = threads
         with OnnxSession(folder, threads, "cpu") as session:
             self._inputs, self._outputs = session.inputs, session.output_names
@@ -123,13 +146,21 @@ class OnnxLayers(Layers):
         }
         """Layer to the value that it reads."""
 
+    def samples_per_call(self, batch: Batch) -> int | None:
+        """See ``Layers.samples_per_call``."""
+        specs = [spec for spec in self._inputs if spec.name in batch and spec.shape]
+        if any(is_whole_sample(spec, batch[spec.name].shape) for spec in specs):
+            return 1
+        fixed = [spec.shape[0] for spec in specs if isinstance(spec.shape[0], int)]
+        return fixed[0] if fixed else None
+
     def trace(self, batch: Batch) -> Trace:
         """See ``Layers.trace``."""
         feeds = match_inputs(batch, self._inputs)
         observed = [
             name for name in dict.fromkeys([*self.reads, *self.reads.values()]) if name not in feeds
         ]
-        values = feeds | self._run(self._model, observed, feeds)
+        values = feeds | self._run(observed, feeds)
         order = [
             layer for node in self._index.nodes for layer in node.output if layer in self.reads
         ]
@@ -154,29 +185,31 @@ class OnnxLayers(Layers):
     def alone(self, batch: Batch, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See ``Layers.alone``: copies of all layers read new inputs of the graph, in one run."""
         own_inputs = self.trace(batch).inputs
+        replacements = {
+            layer: replacement
+            for layer, array in inputs.items()
+            if layer in own_inputs
+            and (replacement := reshape_like(array, own_inputs[layer])) is not None
+        }
+        feeds = match_inputs(batch, self._inputs)
+        feeds |= {f"{layer}{_COPY}.input": array for layer, array in replacements.items()}
+        observed = [f"{layer}{_COPY}" for layer in replacements]
+        values = self._run(observed, feeds, replacements)
+        return {name.removesuffix(_COPY): values[name] for name in observed}
+
+    def _with_copies(self, replacements: Mapping[str, Array]) -> onnx.ModelProto:
+        """Return the graph with a copy of each layer, which reads a new input of the graph."""
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
-        feeds = match_inputs(batch, self._inputs)
-        observed = []
-        for layer, array in inputs.items():
-            if layer not in own_inputs:
-                continue
-            replacement = reshape_like(array, own_inputs[layer])
-            if replacement is not None:
-                self._copy_layer(model.graph, layer)
-                value = onnx.helper.make_tensor_value_info(
-                    f"{layer}{_COPY}.input",
-                    onnx.helper.np_dtype_to_tensor_dtype(replacement.dtype),
-                    replacement.shape,
-                )
-                model.graph.input.append(value)
-                feeds[value.name] = replacement
-                observed.append(f"{layer}{_COPY}")
-        return {
-            name.removesuffix(_COPY): value
-            for name, value in self._run(model, observed, feeds).items()
-            if name in observed
-        }
+        for layer, array in replacements.items():
+            self._copy_layer(model.graph, layer)
+            value = onnx.helper.make_tensor_value_info(
+                f"{layer}{_COPY}.input",
+                onnx.helper.np_dtype_to_tensor_dtype(array.dtype),
+                array.shape,
+            )
+            model.graph.input.append(value)
+        return model
 
     def _copy_layer(self, graph: onnx.GraphProto, layer: str) -> None:
         """Add a copy of the nodes from a layer's input to its output; other values are shared."""
@@ -215,21 +248,31 @@ class OnnxLayers(Layers):
         return dependent
 
     def _run(
-        self, model: onnx.ModelProto, observed: list[str], feeds: Mapping[str, Array]
+        self,
+        observed: list[str],
+        feeds: Mapping[str, Array],
+        replacements: Mapping[str, Array] | None = None,
     ) -> dict[str, Array]:
         """Return the graph's outputs and the observed values."""
-        extended = onnx.ModelProto()
-        extended.CopyFrom(model)
-        outputs = [value.name for value in extended.graph.output]
-        added = [name for name in observed if name not in outputs]
-        extended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+        outputs = list(self._outputs)
+        names = [*outputs, *(name for name in observed if name not in outputs)]
+        shapes = {name: array.shape for name, array in (replacements or {}).items()}
+        key = (tuple(names), tuple(shapes.items()))
         try:
-            session = onnxruntime.InferenceSession(
-                extended.SerializeToString(), session_options(self._threads), providers=CPU
-            )
-            values = run_limited(session, [*outputs, *added], dict(feeds), self._file)
+            if key not in self._sessions:
+                model = self._with_copies(replacements or {})
+                added = names[len(outputs) :]
+                model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
+                self._sessions[key] = self._open(model)
+            values = run_limited(self._sessions[key], names, dict(feeds), self._file)
         except (*ERRORS, ValueError) as error:  # ValueError: over 2 GB
             raise ModelError(
                 f"ONNX Runtime cannot run the graph layer by layer: {first_line(error)}"
             ) from error
-        return dict(zip([*outputs, *added], values, strict=True))
+        return dict(zip(names, values, strict=True))
+
+    def _open(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        options = session_options(self._threads)
+        if self._reads_files:
+            options.add_session_config_entry(_DATA_FOLDER, str(self._file.parent.resolve()))
+        return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=CPU)

@@ -329,3 +329,14 @@ def test_factors_of_products_and_transposed_operands_are_written_out(tmp_path, p
     result = Optimized(model, tmp_path, {"x": ROWS}, precision=precision, simplify=simplify)
     assert result.summary["products"] == 3
     assert 0 < result.error() < (0.05 if precision == "int8" else 0.2)
+
+
+def test_an_output_without_an_axis_of_samples_is_compared_as_a_whole():
+    # Its first value is small, and of another sign: alone, its relative error would be 2.
+    expected, actual = np.array([0.01, 10.0]), np.array([-0.01, 10.0])
+    for shape, inputs in (((2,), 32), ((2,), 2), ((2, 1), 1)):
+        outputs = ({"y": values.reshape(shape)} for values in (expected, actual))
+        runs = [lambda _, each=each: each for each in outputs]
+        difference = compare_runs(*runs, [{"x": np.zeros((inputs, 3))}])["y"]
+        assert difference.relative_error == pytest.approx(0.002, rel=0.01)
+        assert difference.cosine > 0.999

@@ -80,3 +80,31 @@ def test_a_layer_ends_where_a_branch_reads_it(tmp_path, is_read_outside):
     assert layers.reads == {"product": "x"}
     trace = layers.trace({"x": IMAGES.reshape(24, -1)[:, :8]})
     assert trace.answers["y"].shape == (24, 8)
+
+
+def test_weights_of_einsum_and_of_another_type_are_layers(tmp_path):
+    nodes = [
+        node("Einsum", "w x", "a", equation="io,ni->no"),
+        node("Relu", "a", "r"),
+        node("Cast", "h", "v", to=TensorProto.FLOAT),
+        node("MatMul", "r v", "y"),
+    ]
+    weights = {"w": weight(32, 16), "h": weight(16, 8).astype(np.float16)}
+    model = graph(nodes, weights, {"x": ["N", 32]}, {"y": None})
+    rows = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    result = Optimized(model, tmp_path, {"x": rows})
+    parent, optimized = (OnnxLayers(path, 1) for path in (result.parent, result.out))
+    comparison = compare_layers(parent, optimized, {"x": rows})
+    assert {layer.layer for layer in comparison.layers} == {"r", "y"}
+
+
+@pytest.mark.parametrize(("shape", "samples"), [([1, 32], 16), ([4, 32], 12), ([32], 16)])
+def test_layers_are_compared_call_by_call_where_a_graph_fixes_the_samples(tmp_path, shape, samples):
+    model = graph([node("MatMul", "x w", "y")], {"w": weight(32, 8)}, {"x": shape}, {"y": None})
+    rows = np.random.default_rng(0).normal(size=(16, 32)).astype(np.float32)
+    result = Optimized(model, tmp_path, {"x": rows})
+    parent, optimized = (OnnxLayers(path, 1) for path in (result.parent, result.out))
+    comparison = compare_layers(parent, optimized, {"x": rows[: samples + 2]})
+    assert comparison.samples == samples
+    assert 0 < comparison.layers[0].added < 0.01
+    assert comparison.answers["y"] == pytest.approx(comparison.layers[0].error)
