@@ -66,14 +66,16 @@ def plan_pipeline(
     """Plan a pipeline on a store.
 
     Raises:
-        UsageError: The device is unknown.
+        UsageError: The device is unknown, or this machine does not have it.
         ConfigError: The pipeline has problems; all of them are listed.
     """
     from compressor.artifacts.store import Store
+    from compressor.engine.device import check_device
     from compressor.engine.plan.planner import make_plan
 
     if device not in _DEVICES:
         raise UsageError(f"unknown device {device!r}", remedy=f"choose {' or '.join(_DEVICES)}")
+    check_device(device)
     context = source_context(pipeline, allow_code)
     return make_plan(pipeline, Store(output_dir), context, seed=seed, device=device)
 

@@ -27,6 +27,7 @@ from compressor.artifacts.trust import import_of, require_trust, signatures_requ
 from compressor.engine import events
 from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
+from compressor.engine.device import check_device
 from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
 from compressor.engine.plan.plan import DataUse, Plan, PlannedStep
@@ -34,14 +35,12 @@ from compressor.engine.run.step_builder import Reporter, StepBuilder
 from compressor.errors import (
     CompressError,
     DamagedArtifactError,
-    GpuError,
     Interrupted,
     RequirementError,
     StorageError,
     UsageError,
 )
 from compressor.evaluation.process import require_linux
-from compressor.runtimes.tensorrt.cuda import list_gpus
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +132,7 @@ class Runner:
         steps = self._needed_steps()
         if any(step.measured for step in steps):
             require_linux()
-        self._check_device()
+        check_device(self.plan.device)
         self._check_resources(steps)
         self.emit(
             events.RunStarted(
@@ -161,13 +160,6 @@ class Runner:
         )
         self.listener(events.StepFailed(step.name, error))
         return error
-
-    def _check_device(self) -> None:
-        if self.plan.device.startswith("cuda") and not list_gpus():
-            raise GpuError(
-                f"--device {self.plan.device}: the CUDA driver shows no GPU on this machine",
-                remedy="run with --device cpu, or on a machine with a GPU",
-            )
 
     def _gates(self, steps: Sequence[PlannedStep]) -> tuple[GateResult, ...]:
         pipeline = self.plan.pipeline

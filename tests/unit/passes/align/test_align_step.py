@@ -23,6 +23,7 @@ from passes.align.step import Align
 from passes.common import training
 from tests.support.encoder_classes import CLASSES, TinyClass
 from tests.support.further_encoder_classes import FURTHER_CLASSES
+from tests.support.pretended_gpu import pretended_gpu
 from tests.support.training import Killed
 
 PAIRS, IGNORED = 24, -100
@@ -63,7 +64,7 @@ DATA = {
 }
 
 
-def create_context(folder, notes=None, artifacts=None):
+def create_context(folder, notes=None, artifacts=None, device="cpu"):
     folder.mkdir(parents=True, exist_ok=True)
     return PassContext(
         artifacts=artifacts or {},
@@ -71,7 +72,7 @@ def create_context(folder, notes=None, artifacts=None):
         work=folder,
         seed=0,
         threads=1,
-        device="cpu",
+        device=device,
         artifact_id="ab" * 32,
         progress=lambda *_: None,
         note=[].append if notes is None else notes.append,
@@ -106,12 +107,12 @@ def clip(tmp_path_factory):
     return saved_class("clip", tmp_path_factory.mktemp("clip"))
 
 
-def run(parent, folder, notes=None, artifacts=None, **fields):
+def run(parent, folder, notes=None, artifacts=None, device="cpu", **fields):
     data = fields.pop("data", "texts")
     config = config_of({"train": data, "validation": data, "training": TRAINING, **fields})
     out = folder / "out"
     out.mkdir(parents=True)
-    context = create_context(folder / "work", notes, artifacts)
+    context = create_context(folder / "work", notes, artifacts, device)
     Align().requires(config, parent, context)
     summary = Align().run(config, parent, out, context).summary
     Align().ensures(config, parent, out, context)
@@ -256,6 +257,24 @@ def test_the_products_of_a_teacher_are_learned(sentences, tmp_path):
     both = {"soft_weight": 0.5, "training": TRAINING | {"steps": 2}}
     _, summary = run(sentences, tmp_path / "both", artifacts=artifacts, **{**fields, **both})
     assert {"soft", "infonce"} <= summary["history"][0].keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("sentences", {"loss": "sigmoid", "chunk_size": 2}),
+        ("clip", {"data": "images", "chunk_size": 2, "learn_temperature": True}),
+    ],
+)
+def test_every_tensor_is_on_the_gpu(request, model, fields, tmp_path, monkeypatch):
+    parent = request.getfixturevalue(model)
+    fields = {**fields, "teacher": "large", "training": {"steps": 2, "batch_size": 4}}
+    artifacts = {"teacher": parent}
+    expected, _ = run(parent, tmp_path / "cpu", artifacts=artifacts, **fields)
+    with pretended_gpu(monkeypatch) as gpu:
+        out, _ = run(parent, tmp_path / "cuda", artifacts=artifacts, device="cuda", **fields)
+    assert gpu.operations > 100
+    assert (out / WEIGHTS).read_bytes() == (expected / WEIGHTS).read_bytes()
 
 
 def test_a_teacher_of_another_kind_is_a_plan_error(sentences, clip):
