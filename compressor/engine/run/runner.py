@@ -25,9 +25,9 @@ from compressor.artifacts.runs import GateResult
 from compressor.artifacts.sessions import keep
 from compressor.artifacts.trust import import_of, require_trust, signatures_required
 from compressor.engine import events
+from compressor.engine.device import check_device
 from compressor.engine.gates.baseline import earlier_verdicts, timer_opener
 from compressor.engine.gates.rules import check_gates
-from compressor.engine.device import check_device
 from compressor.engine.gates.verdicts import GateChecker
 from compressor.engine.machine import environment
 from compressor.engine.plan.plan import DataUse, Plan, PlannedStep
