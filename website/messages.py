@@ -49,6 +49,7 @@ SECTIONS = {
     ),
     "Files of any kind": ("compressor/foreign_files",),
     "Running a pipeline": (
+        "compressor/engine/device",
         "compressor/engine/run",
         "compressor/artifacts/causes",
         "compressor/artifacts/files",
