@@ -272,7 +272,8 @@ def _input_problems(need: DataNeed, facts: InputFacts, spec: InputSpec) -> Itera
 def _shape_problem(facts: InputFacts, spec: InputSpec) -> str | None:
     """Return what is wrong with the shape of a sample; sizes that are not known fit."""
     has_batch_axis = not is_whole_sample(spec, (None, *facts.shape))
-    dimensions = spec.shape[1:] if has_batch_axis else spec.shape
+    names_batch = has_batch_axis and spec.shape != (REST,)
+    dimensions = spec.shape[1:] if names_batch else spec.shape
     sizes = ", ".join("?" if size is None else str(size) for size in facts.shape)
     expected = ", ".join(map(str, dimensions))
     is_open = dimensions[-1:] == (REST,)

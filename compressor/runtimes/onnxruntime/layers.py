@@ -148,10 +148,10 @@ class OnnxLayers(Layers):
 
     def samples_per_call(self, batch: Batch) -> int | None:
         """See ``Layers.samples_per_call``."""
-        specs = [spec for spec in self._inputs if spec.name in batch and spec.shape]
+        specs = [spec for spec in self._inputs if spec.name in batch]
         if any(is_whole_sample(spec, batch[spec.name].shape) for spec in specs):
             return 1
-        fixed = [spec.shape[0] for spec in specs if isinstance(spec.shape[0], int)]
+        fixed = [size for spec in specs for size in spec.shape[:1] if isinstance(size, int)]
         return fixed[0] if fixed else None
 
     def trace(self, batch: Batch) -> Trace:

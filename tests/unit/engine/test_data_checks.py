@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from calibration.sources.python import Python, PythonConfig
@@ -12,6 +14,8 @@ from compressor.engine.plan.plan import Plan
 from compressor.engine.plan.planner import make_plan
 from compressor.engine.run.runner import Runner
 from compressor.errors import ConfigError, DataError
+from tests.support.engines import node
+from tests.support.foreign_graphs import graph
 
 HEAD = """version: 1
 name: checks
@@ -216,3 +220,17 @@ def test_each_data_set_is_opened_once_and_none_if_nothing_is_built(
     assert opened == ["{}"]
     run(file)
     assert opened == ["{}"]
+
+
+def test_samples_of_any_shape_fit_an_input_without_one(tmp_path: Path) -> None:
+    model = graph([node("Relu", "x", "y")], {}, {"x": None}, {"y": None})
+    onnx.save(model, tmp_path / "model.onnx")
+    np.savez(tmp_path / "samples.npz", x=np.ones((4, 3, 5), np.float32))
+    file = tmp_path / "pipeline.yaml"
+    file.write_text(
+        "version: 1\nname: open\nmodel: {path: model.onnx}\n"
+        "data: {samples: {source: arrays, path: samples.npz}}\n"
+        "evaluate: {accuracy: {data: samples, metrics: [cosine]}}\n"
+        "passes: [{type: optimize-onnx, precision: fp32}]\n"
+    )
+    assert [step.name for step in plan(file).steps] == ["source", "optimize-onnx"]
