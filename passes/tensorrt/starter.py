@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from compressor.engine.contract import StarterModel
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import REST, InputSpec
 from compressor.runtimes.tensorrt.backends import BACKENDS
 from compressor.runtimes.tensorrt.cuda import list_gpus
 from compressor.runtimes.working_inputs import SIZES
@@ -48,7 +48,7 @@ def _profiles(model: StarterModel) -> dict[str, dict[str, list[int]]]:
     """
     sampled = model.inputs or ()
     stated = None if model.facts.graph_inputs is None else model.facts.graph_inputs()
-    declared = {spec.name: spec for spec in stated or sampled}
+    declared = {spec.name: spec for spec in stated or sampled if REST not in spec.shape}
     pairs = [(declared.get(spec.name, spec), spec) for spec in sampled]
     dimensions = [
         (size, known, axis)

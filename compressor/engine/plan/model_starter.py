@@ -37,7 +37,7 @@ from compressor.engine.plan.starter_text import (
 from compressor.errors import UsageError
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import REST, InputSpec
 from compressor.models.facts import planned_facts
 from compressor.models.families.module.family import Module
 from compressor.runtimes.formats import Format, format_named, recognize_model
@@ -132,6 +132,12 @@ def _with_sizes(specs: Sequence[InputSpec], samples: Sequence[InputFacts]) -> tu
 
 def _with_known_sizes(spec: InputSpec, sample: tuple[int | None, ...]) -> InputSpec:
     """Return an input with the sizes of a sample, which lacks the batch or is a whole input."""
+    if spec.shape == (REST,):
+        known = [
+            size if size is not None else f"{spec.name}.{axis}"
+            for axis, size in enumerate(sample, 1)
+        ]
+        return replace(spec, shape=("batch", *known))
     is_whole = len(sample) == len(spec.shape)
     return replace(spec, shape=_with_known(spec.shape, sample if is_whole else (None, *sample)))
 

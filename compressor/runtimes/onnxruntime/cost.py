@@ -149,7 +149,10 @@ def _infer_shapes(model: onnx.ModelProto, input_shapes: Mapping[str, Shape]) -> 
 
 
 def _fix_shape(value: onnx.ValueInfoProto, shape: Sequence[int]) -> None:
-    for dimension, size in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+    tensor = value.type.tensor_type
+    if not tensor.HasField("shape"):  # the file states none
+        tensor.shape.dim.extend(onnx.TensorShapeProto.Dimension() for _ in shape)
+    for dimension, size in zip(tensor.shape.dim, shape, strict=True):
         dimension.dim_value = size
 
 
