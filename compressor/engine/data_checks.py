@@ -140,7 +140,7 @@ def _metric_problems(metrics: Sequence[str], signature: Signature) -> Iterator[F
         if (reason := misfit(name, outputs, classes, signature.output_specs)) is not None
     }
     rest = [name for name in metrics if name not in misfits]
-    fitting = ", ".join(rest or fitting_metrics(outputs, classes))
+    fitting = ", ".join(rest or fitting_metrics(outputs, classes, signature.output_specs))
     for reason in dict.fromkeys(misfits.values()):
         yield reason, f"set `metrics: [{fitting}]`"
 

@@ -249,6 +249,14 @@ def _max_abs(values_NV: Array, reference_NV: Array) -> Array:
     return largest_N
 
 
+def _equal_share(values_NV: Array, reference_NV: Array) -> Array:
+    """Return the share of equal values of each sample; 1 for no values."""
+    if not values_NV.shape[1]:
+        return np.ones(len(values_NV))
+    share_N: Array = (values_NV == reference_NV).mean(axis=1)
+    return share_N
+
+
 def _relative_error(values_NV: Array, reference_NV: Array) -> Array:
     """Return the length of Δ relative to that of the reference's values; 0 where both are zero."""
     reference_NV = reference_NV.astype(np.float64)
@@ -346,6 +354,9 @@ METRICS: dict[str, AccuracyMetric] = {
     "kl": AccuracyMetric("nats", "lower", _kl_divergence, "reference", of_distribution=True),
     "cosine": AccuracyMetric("", "higher", _cosine, "reference", "values", bounds=_SIGNED),
     "max_abs": AccuracyMetric("", "lower", _max_abs, "reference", "values"),
+    "equal": AccuracyMetric(
+        "fraction", "higher", _equal_share, "reference", "values", bounds=_FRACTION
+    ),
     "relative_error": AccuracyMetric("", "lower", _relative_error, "reference", "values"),
     "correlation": AccuracyMetric(
         "", "higher", _correlation_terms, "reference", "scalar", smallest_slice=2, bounds=_SIGNED

@@ -105,15 +105,33 @@ def _class_problem(request: str, spec: OutputSpec) -> str | None:
     """Return why an output of a declared shape and dtype has no classes; None if it may."""
     base = request.partition(":")[0]
     if spec.dtype in _NO_SCORES:
-        return f"{base} compares classes, and `{spec.name}` holds {spec.dtype} values"
+        return (
+            f"{base} compares classes, and `{spec.name}` holds {spec.dtype} values; "
+            f"`equal:{spec.name}` compares these"
+        )
     if spec.shape is None:
         return None
     is_named = ":" in request or has_classes(spec.name)
     return shape_problem(base, spec.name, spec.shape, named=is_named)
 
 
-def fitting_metrics(outputs: Sequence[str], classes: int | None) -> tuple[str, ...]:
-    """Return the metrics that compare the outputs of a model with those of a reference, and fit."""
+def fitting_metrics(
+    outputs: Sequence[str], classes: int | None, specs: Sequence[OutputSpec] = ()
+) -> tuple[str, ...]:
+    """Return the metrics that compare the outputs of a model with those of a reference, and fit.
+
+    Integers, such as class ids, are equal or not.
+    """
+    integers = {spec.name for spec in specs if spec.dtype in _NO_SCORES}
+    metrics = _fitting_metrics(outputs, classes if integers.isdisjoint(outputs[:1]) else None)
+    return tuple(
+        f"equal:{name}" if request.startswith("cosine") and name in integers else request
+        for request in metrics
+        for name in [output_of(request, outputs)]
+    )
+
+
+def _fitting_metrics(outputs: Sequence[str], classes: int | None) -> tuple[str, ...]:
     if LOGITS in outputs:
         candidates: tuple[str, ...] = ("agreement", "kl") if classes != 1 else ("correlation",)
         return (*candidates, *(f"cosine:{name}" for name in outputs if name != LOGITS))

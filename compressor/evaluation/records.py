@@ -29,7 +29,8 @@ class AccuracyConfig(Record):
     and `spearman` (rank correlation) for one score per sample, and `wer` and `cer` (error rates of
     words and characters) for the texts that an encoder-decoder generates, or that speech
     recognition by CTC spells. With `reference`: `agreement` and `kl` (nats) for classes, `cosine`,
-    `max_abs` (the largest difference) and `relative_error` for the values of any output, and
+    `max_abs` (the largest difference) and `relative_error` for the values of any output, `equal`
+    (the share of equal values) for class ids and other integers, and
     `correlation` for one score per sample. A name such as `cosine:pred_boxes` also names the output
     that is scored; by default that is `logits`, or embeddings, or the only output. Probabilities
     are taken as such: `kl:output_0` compares them without a softmax. Embeddings are scored on

@@ -133,7 +133,7 @@ def _metric_problems(config: OptimizeOnnxConfig, parent: ModelFacts) -> Iterator
         return
     name, outputs, classes = config.keep_float.metric, signature.outputs, signature.classes
     if reason := misfit(name, outputs, classes, signature.output_specs):
-        fitting = ", ".join(fitting_metrics(outputs, classes))
+        fitting = ", ".join(fitting_metrics(outputs, classes, signature.output_specs))
         yield f"`keep_float.metric: {name}`: {reason}", f"set it to one of {fitting}"
 
 

@@ -123,7 +123,7 @@ def _accuracy(parts: PipelineParts) -> list[str]:
     if signature is None or parts.data is None or not signature.outputs:
         return []
     labels = parts.data.num_classes
-    metrics = fitting_metrics(signature.outputs, signature.classes)
+    metrics = fitting_metrics(signature.outputs, signature.classes, signature.output_specs)
     fits = misfit("top1", signature.outputs, signature.classes) is None
     if fits and labels is not None and labels <= (signature.classes or labels):
         metrics = ("top1", *metrics)

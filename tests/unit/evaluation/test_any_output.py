@@ -9,7 +9,7 @@ from compressor.evaluation.accuracy import measure_accuracy
 from compressor.evaluation.outputs import fitting_metrics, misfit, output_of
 from compressor.evaluation.records import AccuracyConfig
 from compressor.evaluation.transcripts import collapse, edit_distance
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import InputSpec, OutputSpec
 from compressor.runtimes.session import Session
 
 
@@ -215,3 +215,11 @@ def test_fitting_metrics_fit(outputs, classes, expected):
     assert expected is None or metrics == expected
     assert metrics
     assert [misfit(metric, outputs, classes) for metric in metrics] == [None] * len(metrics)
+
+
+def test_integers_are_equal_or_not():
+    ids = OutputSpec("ids", "int64", ("n", 32, 32))
+    assert fitting_metrics(("ids",), 32, (ids,)) == ("equal:ids",)
+    boxes = OutputSpec("boxes", "float32", ("n", 4))
+    assert fitting_metrics(("boxes", "ids"), None, (boxes, ids)) == ("cosine:boxes", "equal:ids")
+    assert "`equal:ids` compares these" in str(misfit("agreement", ("ids",), None, (ids,)))

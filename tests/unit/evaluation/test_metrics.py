@@ -68,6 +68,7 @@ def test_metrics_that_compare_with_a_reference():
         "kl",
         "cosine",
         "max_abs",
+        "equal",
         "relative_error",
         "correlation",
     )
@@ -79,6 +80,12 @@ def test_reciprocal_rank_counts_larger_logits_and_earlier_ties():
     assert METRICS["mrr"].score(logits, np.array([0, 1, 0, 0])).tolist() == pytest.approx(
         [1, 1 / 2, 1, 1 / 3]
     )
+
+
+def test_the_share_of_equal_values():
+    ids, reference = np.array([[1, 2], [3, 4]]), np.array([[1, 2], [3, 5]])
+    assert METRICS["equal"].score(ids, reference).tolist() == [1.0, 0.5]
+    assert METRICS["equal"].score(ids[:, :0], reference[:, :0]).tolist() == [1.0, 1.0]
 
 
 def test_cosine_of_vectors_of_any_length():
