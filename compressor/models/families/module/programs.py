@@ -11,26 +11,32 @@ import io
 import warnings
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from compressor.config.permission import require_code_allowed
 from compressor.errors import ModelError
 from compressor.models.families.module.config import BATCH, NamedInput
 
 _aten = torch.ops.aten
-_LINEAR, _CONV, _NORM = _aten.linear.default, _aten.conv2d.default, _aten.batch_norm.default
+_LINEAR, _NORM = _aten.linear.default, _aten.batch_norm.default
+_CONVS: Mapping[Any, type[nn.Conv1d | nn.Conv2d]] = {
+    _aten.conv1d.default: nn.Conv1d,
+    _aten.conv2d.default: nn.Conv2d,
+}
+_NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""Number of dimensions of the input to the layer that takes it."""
 _ZIP = b"PK"
 _EPSILON, _MOMENTUM = 7, 6
 """Positions among the arguments of ``batch_norm``."""
 _CONV_SETTINGS = 3
-_CONV_DEFAULTS: tuple[Any, ...] = ((1, 1), (0, 0), (1, 1), 1)
-"""First position, and default values, of stride, padding, dilation and groups of ``conv2d``."""
+"""First position of stride, padding, dilation and groups among the arguments of convolutions."""
 
 
 def load_program(source: Path | bytes, name: str) -> ExportedProgram:
@@ -156,7 +162,7 @@ def _layer(module: nn.Module) -> nn.Module | None:
     if len(calls) != 1 or len(inputs) != 1 or calls[0].args[:1] != (inputs[0],):
         return None
     tensors = dict(module.state_dict(keep_vars=True))
-    layer = _created(calls[0].target, calls[0].args, tensors)
+    layer = _created(calls[0], inputs[0], tensors)
     if layer is None or not tensors.keys() <= layer.state_dict().keys():
         return None
     for name, tensor in tensors.items():
@@ -164,27 +170,25 @@ def _layer(module: nn.Module) -> nn.Module | None:
     return layer.eval()
 
 
-def _created(target: Any, args: Sequence[Any], tensors: dict[str, Tensor]) -> nn.Module | None:
+def _created(call: Node, source: Node, tensors: dict[str, Tensor]) -> nn.Module | None:
+    """Return the layer of a call, with weights of its own; None for another operator."""
     if "weight" not in tensors:
         return None
     shape, bias = tensors["weight"].shape, "bias" in tensors
+    args: Sequence[Any] = call.args
+    target: Any = call.target
     if target is _LINEAR:
         return nn.Linear(shape[1], shape[0], bias)
-    if target is _CONV:
-        given = args[_CONV_SETTINGS:]
-        stride, padding, dilation, groups = (*given, *_CONV_DEFAULTS[len(given) :])
-        return nn.Conv2d(
-            shape[1] * groups,
-            shape[0],
-            (shape[2], shape[3]),
-            tuple(stride),
-            tuple(padding),
-            tuple(dilation),
-            groups,
-            bias,
-        )
-    if target is _NORM and "running_mean" in tensors:
-        return nn.BatchNorm2d(shape[0], args[_EPSILON], args[_MOMENTUM])
+    if (conv := _CONVS.get(target)) is not None:
+        rank, given = len(shape) - 2, args[_CONV_SETTINGS:]
+        defaults: tuple[Any, ...] = ((1,) * rank, (0,) * rank, (1,) * rank, 1)
+        *sizes, groups = (*given, *defaults[len(given) :])
+        settings: Any = (tuple(shape[2:]), *map(tuple, sizes), groups, bias)
+        return conv(shape[1] * groups, shape[0], *settings)
+    value = source.meta.get("val")
+    norm = None if value is None else _NORMS.get(value.ndim)
+    if target is _NORM and norm is not None and "running_mean" in tensors:
+        return norm(shape[0], args[_EPSILON], args[_MOMENTUM])
     return None
 
 

@@ -77,6 +77,38 @@ def test_a_program_is_a_module_with_layers(tmp_path: Path, keywords: bool) -> No
     assert Module().macs(source.config) == 9 * 27 * 4 + 4 * 5
 
 
+class Waves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(4, 8, 3, stride=2, groups=2)
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 6)
+        self.last = nn.BatchNorm1d(6)
+
+    def forward(self, wave: torch.Tensor) -> torch.Tensor:
+        return self.last(self.head(self.norm(self.stem(wave)).relu().mean(2)))
+
+
+def test_layers_of_one_dimension_are_layers_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, wave = Waves().eval(), torch.randn(2, 4, 12)
+    nn.init.uniform_(net.norm.running_mean)
+    sizes = ({0: torch.export.Dim("batch"), 2: torch.export.Dim("samples", min=8, max=99)},)
+    program = torch.export.export(net, (wave,), dynamic_shapes=sizes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    allow_code()
+    stored = recognize(tmp_path / "net.pt2")
+    source = stored.format.module_source(stored.path)
+    assert source is not None
+    module = Module().build(source.config)
+    set_weights(module, read_weights(stored.path)[0])
+    longer = torch.randn(3, 4, 31)
+    with torch.no_grad():
+        assert torch.allclose(module(wave=longer)["logits"], net(longer), atol=1e-6)
+    layers = {name: type(layer) for name, layer in module.named_modules() if name}
+    assert layers == {name: type(layer) for name, layer in net.named_modules() if name}
+
+
 def test_a_program_is_opened_only_where_code_is_allowed(tmp_path: Path) -> None:
     save(tmp_path / "net.pt2")
     stored = recognize(tmp_path / "net.pt2")
