@@ -11,6 +11,9 @@ from compressor.graphs.saving import initializer_bytes
 
 _SMALL_TENSOR_BYTES = 4096
 """Shapes, axes and other values that conversions read are smaller."""
+_RESIZE_MODES_OPSET = 11
+"""The first opset whose Resize states how coordinates are transformed; onnx leaves out that older
+ones, and Upsample, count from the corner."""
 
 
 def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
@@ -46,6 +49,8 @@ def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
             f"{what}: onnx cannot upgrade it ({reason})", remedy=remedy
         ) from error
     upgraded = typed_model(converted)
+    if present < _RESIZE_MODES_OPSET <= opset:
+        _keep_resize_modes(upgraded)
     _attach_weights(upgraded, weights)
     return upgraded
 
@@ -70,3 +75,13 @@ def _attach_weights(model: ir.Model, weights: dict[str, ir.TensorProtocol]) -> N
         model.graph.inputs.remove(value)
         value.const_value = weights[str(value.name)]
         model.graph.register_initializer(value)
+
+
+def _keep_resize_modes(model: ir.Model) -> None:
+    """State in each Resize how Upsample and Resize of opset 10 transform coordinates, in place."""
+    for node in model.graph.all_nodes():
+        if node.op_type == "Resize" and not node.domain:
+            node.attributes["coordinate_transformation_mode"] = ir.AttrString(
+                "coordinate_transformation_mode", "asymmetric"
+            )
+            node.attributes["nearest_mode"] = ir.AttrString("nearest_mode", "floor")

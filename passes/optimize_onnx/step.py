@@ -40,7 +40,7 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
     """
 
     name = "optimize-onnx"
-    version = 6
+    version = 7
     accepts = frozenset({"onnx"})
     produces = "onnx"
     Config = OptimizeOnnxConfig

@@ -51,3 +51,19 @@ def test_large_weights_are_no_part_of_what_onnx_converts(monkeypatch):
     session = ort.InferenceSession(ir.to_proto(upgraded).SerializeToString())
     x = np.ones((2, 64), np.float32)
     assert np.array_equal(session.run(None, {"x": x})[0], (x @ weights["w"])[:, None])
+
+
+@pytest.mark.parametrize(("operator", "opset"), [("Upsample", 9), ("Resize", 10)])
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_what_resizes_keeps_its_coordinates(operator, opset, mode):
+    weights = {"s": np.array([1, 1, 2, 3], np.float32)}
+    model = graph(
+        [node(operator, "x s", "y", mode=mode)], weights, {"x": [1, 2, 4, 5]}, {"y": None}, opset
+    )
+    upgraded = ir.to_proto(upgrade_opset(ir.from_proto(model), 21))
+    x = np.random.default_rng(0).normal(size=(1, 2, 4, 5)).astype(np.float32)
+    expected, actual = (
+        ort.InferenceSession(each.SerializeToString()).run(None, {"x": x})[0]
+        for each in (model, upgraded)
+    )
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
