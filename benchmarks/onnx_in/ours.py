@@ -9,14 +9,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-OURS = {"ours int8": "int8", "ours int4": "int4", "ours fp16": "fp16"}
-"""Name in the table, and precision."""
+OURS: dict[str, dict[str, Any]] = {
+    "ours int8": {"precision": "int8"},
+    "ours int8 weights": {"precision": "int8", "weight_only": True},
+    "ours int4": {"precision": "int4"},
+    "ours fp16": {"precision": "fp16"},
+}
+"""Name in the table, and fields of the step."""
 
 
-def pipeline(folder: Path, precision: str, num_samples: int) -> dict[str, Any]:
+def pipeline(folder: Path, fields: dict[str, Any], num_samples: int) -> dict[str, Any]:
     """Return a pipeline of the one pass."""
     calibration = {"data": "samples", "num_samples": num_samples, "batch_size": 1}
-    step = {"type": "optimize-onnx", "name": "optimized", "precision": precision}
+    step = {"type": "optimize-onnx", "name": "optimized", **fields}
     return {
         "version": 1,
         "name": "onnx-in",

@@ -90,6 +90,11 @@ class OptimizeOnnxConfig(PassConfig):
     block_size: BlockSize = 32
     """Number of consecutive weights that share a scale with `precision: int4`. The last block of an
     output may have fewer, except for TensorRT, which leaves such products in float."""
+    weight_only: bool = False
+    """Store weights alone as INT8, with `precision: int8` and `target: onnxruntime`: values stay in
+    float, and need no samples. The file is as small and closer to its parent, and matrix products
+    are faster than in float; convolutions are slower, as their weights are dequantized in each run.
+    LSTM layers multiply integers all the same."""
     ignore: tuple[str, ...] = ()
     """Products, LSTM layers, transposed convolutions and embedding tables that stay in float, with
     `precision: int8` and `int4`, by the name of the node or the table or a pattern such as
@@ -116,7 +121,7 @@ class OptimizeOnnxConfig(PassConfig):
     @model_validator(mode="after")
     def _check_fields(self) -> OptimizeOnnxConfig:
         problems = []
-        if self.precision in {"fp16", "int8"} and self.calibration is None:
+        if (self.precision == "fp16" or self.rounds_values) and self.calibration is None:
             what = "what would overflow" if self.precision == "fp16" else "the ranges of values"
             problems.append(
                 f"`precision: {self.precision}` requires samples, which show {what}: set "
@@ -129,8 +134,13 @@ class OptimizeOnnxConfig(PassConfig):
                 "TensorRT has no embedding lookup of integers: leave `quantize_embeddings` out, or "
                 "use `target: onnxruntime`"
             )
-        raise_problems(problems + self._unused_fields())
+        raise_problems(problems + self._unused_fields() + self._weight_only_problems())
         return self
+
+    @property
+    def rounds_values(self) -> bool:
+        """True if the values that products multiply are rounded too."""
+        return self.precision == "int8" and not self.weight_only
 
     @property
     def stores_tables(self) -> bool:
@@ -150,6 +160,7 @@ class OptimizeOnnxConfig(PassConfig):
         """Return a line for each field that the user set and the precision makes useless."""
         used_by: dict[str, set[str]] = {
             "block_size": {"int4"},
+            "weight_only": {"int8"},
             "ignore": {"int8", "int4"},
             "bias_correction": {"int8"},
             "smoothing": {"int8"},
@@ -169,4 +180,27 @@ class OptimizeOnnxConfig(PassConfig):
                 f"`calibration.observer` has no effect with `precision: {self.precision}`: "
                 "leave it out"
             )
+        return problems
+
+    def _weight_only_problems(self) -> list[str]:
+        """Return a line for each field that does not go with weights alone."""
+        if self.precision != "int8" or not self.weight_only:
+            return []
+        problems = []
+        if self.target == "tensorrt":
+            problems.append(
+                "`weight_only` is for ONNX Runtime: leave it out, or use `target: onnxruntime`"
+            )
+        if is_set(self, "smoothing"):
+            problems.append("`smoothing` has no effect with `weight_only: true`: leave it out")
+        calibration = self.calibration
+        if calibration is not None and is_set(calibration, "observer"):
+            problems.append(
+                "`calibration.observer` has no effect with `weight_only: true`: leave it out"
+            )
+        problems += [
+            f"`{name}` requires samples: set `calibration: {{data: …}}`"
+            for name in ("bias_correction", "keep_float")
+            if calibration is None and is_set(self, name) and getattr(self, name)
+        ]
         return problems

@@ -61,8 +61,9 @@ class IntegerGraphs:
     graph: ir.Model
     """The float graph; it is not changed."""
     ranges: Mapping[str, Range]
-    """Range of each value that may be rounded."""
+    """Range of each value that may be rounded; empty with `weight_only`."""
     feeds: Sequence[Batch]
+    """Samples for the correction of biases; empty if there are none."""
     threads: int
 
     def build(self, names: Sequence[str]) -> IntegerGraph:
@@ -77,7 +78,9 @@ class IntegerGraphs:
             for product in float_products(model)
             if product.name in wanted
         ]
-        values = rounded_values(products, self.config.target)
+        values: tuple[RoundedValue, ...] = ()
+        if self.config.rounds_values:
+            values = rounded_values(products, self.config.target)
         starts = [self._gate_start(rounded) for rounded in values]
         for rounded, start in zip(values, starts, strict=True):
             range_ = self.ranges[str(rounded.grid_of.name)]
@@ -88,7 +91,7 @@ class IntegerGraphs:
         store_integer_gates(model)
         store_layers(model, wanted, _row_scales)
         corrected = 0
-        if self.config.bias_correction:
+        if self.config.bias_correction and self.feeds:
             corrected = correct_biases(model, products, self.feeds, self.threads)
         store_integer_weights(model, self.config.target, _BITS)
         tables = []

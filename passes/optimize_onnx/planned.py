@@ -141,10 +141,10 @@ def planned_contents(config: OptimizeOnnxConfig, contents: GraphContents) -> Gra
     """Return the contents of the graph that a step will write."""
     count = sum(contents.products.values())
     opset = max(contents.opset, OPSETS.get(config.precision, 0))
-    if config.precision == "int8":
+    if config.rounds_values:
         quantized = {"QuantizeLinear": count, "DequantizeLinear": 2 * count}
         return replace(contents, opset=opset, quantized={"qdq": quantized})
-    if config.precision == "int4":
+    if config.precision in {"int8", "int4"}:
         return replace(contents, opset=opset, quantized={"weights": {"DequantizeLinear": count}})
     if config.precision == "fp16":
         floats = contents.weight_bytes.get("float32", 0)

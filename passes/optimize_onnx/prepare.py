@@ -60,7 +60,7 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
     if config.precision in OPSETS:
         fold_gemm_factors(graph)
         split_einsums(graph)
-    if config.precision == "int8" and config.target == "onnxruntime":
+    if config.rounds_values and config.target == "onnxruntime":
         split_hard_swish(graph)
     before = graph.opset_imports.get("", 1)
     opset = OPSETS.get(config.precision, 0)

@@ -150,11 +150,14 @@ def _to_int8(
     context: PassContext,
 ) -> tuple[ir.Model, dict[str, Any]]:
     products = select_products(config, graph)
-    smoothed = {}
-    if config.smoothing:
-        smoothed = smooth_values(graph, products, feeds, config.target, context.threads)
-    ranges = observe_ranges(config, graph, products, feeds, context)
-    unused = _unused(products, ranges)
+    smoothed: dict[str, float] = {}
+    ranges: dict[str, Range] = {}
+    unused: set[str] = set()
+    if config.rounds_values:
+        if config.smoothing:
+            smoothed = smooth_values(graph, products, feeds, config.target, context.threads)
+        ranges = observe_ranges(config, graph, products, feeds, context)
+        unused = _unused(products, ranges)
     layers = weight_layers(config, graph)
     names = [product.name for product in products if product.name not in unused]
     names += [name for name in layers if not is_ignored(config, name)]
@@ -162,7 +165,7 @@ def _to_int8(
         raise RequirementError(
             "no product reads values that vary on the samples",
             remedy="set `calibration.data` to samples that were made for this model, or "
-            "`precision: fp16` where its products read constants",
+            "`weight_only: true` where its products read constants",
         )
     if unused:
         context.note(f"left in float, as their input never varies: {', '.join(sorted(unused))}")
@@ -181,7 +184,7 @@ def _to_int8(
         "float_operators": _float_operators(graph, list(layers.values()), context),
         "corrected_biases": result.corrected_biases,
         **({"embeddings": result.tables} if config.stores_tables else {}),
-        "smoothed": smoothed,
+        **({"smoothed": smoothed} if config.rounds_values else {"weight_only": True}),
         **summary,
     }
 

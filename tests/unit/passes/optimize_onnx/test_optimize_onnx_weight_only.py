@@ -1,0 +1,58 @@
+"""INT8 weights with values in float: closer to the parent, as small, and without samples."""
+
+import pytest
+
+from passes.optimize_onnx.config import OptimizeOnnxConfig
+from tests.support.foreign_graphs import (
+    IMAGES,
+    TOKENS,
+    Optimized,
+    feed_forward,
+    optimized_operators,
+    residual_network,
+)
+
+
+def test_only_weights_are_rounded_and_the_result_is_closer(tmp_path_factory):
+    rounded, plain = (
+        Optimized(residual_network(), tmp_path_factory.mktemp("w"), {"image": IMAGES}, **fields)
+        for fields in ({"weight_only": True}, {})
+    )
+    assert "QuantizeLinear" not in rounded.operators()
+    assert rounded.summary["products"] == 4
+    assert rounded.summary["corrected_biases"] == 4
+    assert rounded.error() < 0.4 * plain.error()
+    assert rounded.sizes()[1] <= plain.sizes()[1]
+
+
+def test_weights_alone_need_no_samples(tmp_path):
+    result = Optimized(
+        feed_forward(), tmp_path, {"tokens": TOKENS}, calibration=None, weight_only=True
+    )
+    before, after = result.sizes()
+    assert after < 0.4 * before
+    assert result.error() < 0.01
+    assert result.summary["corrected_biases"] == 0
+    # ONNX Runtime multiplies the integers of matrices itself, and dequantizes no weight.
+    operators = optimized_operators(result.out / "model.onnx", tmp_path)
+    assert operators.count("MatMulNBits") == 2
+    assert "MatMul" not in operators
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target": "tensorrt"}, "`weight_only` is for ONNX Runtime"),
+        ({"smoothing": True}, "`smoothing` has no effect with `weight_only: true`"),
+        (
+            {"calibration": {"data": "c", "observer": "min-max"}},
+            "`calibration.observer` has no effect with `weight_only: true`",
+        ),
+        ({"bias_correction": True}, "`bias_correction` requires samples"),
+        ({"keep_float": {"data": "c", "max_drop": 0.1}}, "`keep_float` requires samples"),
+        ({"precision": "int4"}, "`weight_only` has no effect with `precision: int4`"),
+    ],
+)
+def test_fields_that_do_not_go_with_it_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        OptimizeOnnxConfig.model_validate({"weight_only": True} | fields)
