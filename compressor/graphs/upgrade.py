@@ -36,6 +36,7 @@ def upgrade_opset(model: ir.Model, opset: int) -> ir.Model:
             f"{what}: a graph with more than 2 GB in its branches cannot be upgraded",
             remedy=remedy,
         )
+    _read_external_data(model)
     try:
         converted = onnx.version_converter.convert_version(ir.to_proto(model), opset)
     except (
@@ -68,6 +69,14 @@ def _detach_weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
         value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
         model.graph.inputs.append(value)
     return weights
+
+
+def _read_external_data(model: ir.Model) -> None:
+    """Read what still lies in other files, in place: onnx's result names no folder."""
+    for graph in model.graphs():
+        for name, value in graph.initializers.items():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=name)
 
 
 def _attach_weights(model: ir.Model, weights: dict[str, ir.TensorProtocol]) -> None:

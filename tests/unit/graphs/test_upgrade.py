@@ -7,9 +7,11 @@ import onnxruntime as ort
 import pytest
 
 from compressor.errors import RequirementError
+from compressor.graphs import files
+from compressor.graphs.saving import save_model
 from compressor.graphs.upgrade import upgrade_opset
 from tests.support.engines import node
-from tests.support.foreign_graphs import graph
+from tests.support.foreign_graphs import graph, weight
 
 
 @pytest.mark.parametrize(
@@ -67,3 +69,19 @@ def test_what_resizes_keeps_its_coordinates(operator, opset, mode):
         for each in (model, upgraded)
     )
     np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_small_weights_in_another_file_are_read(tmp_path, monkeypatch):
+    weights = {name: weight(*shape) for name, shape in (("w", (64, 64)), ("b", (64,)))}
+    nodes = [node("MatMul", "x w", "a"), node("Add", "a b", "y")]
+    model = graph(nodes, weights, {"x": [2, 64]}, {"y": None}, 17)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, size_threshold=0)
+    monkeypatch.setattr(files, "PROTOBUF_LIMIT_BYTES", 0)  # data stay in their file
+    upgraded = upgrade_opset(files.load_typed_model(folder), 21)
+    monkeypatch.chdir(tmp_path)
+    save_model(upgraded, tmp_path, external=True)
+    x = np.ones((2, 64), np.float32)
+    result = ort.InferenceSession(str(tmp_path / "model.onnx")).run(None, {"x": x})[0]
+    np.testing.assert_allclose(result, x @ weights["w"] + weights["b"], atol=1e-5)
