@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING
 
 from compressor.models.architecture import Architecture
@@ -52,7 +53,10 @@ def model_type_of(architecture: Architecture) -> str | None:
 
 
 def target_problems(config: LoraConfig, architecture: Architecture) -> list[FieldProblem]:
-    """Return the targets that match no module with a matrix, each with the names that exist."""
+    """Return the targets that match no module with a matrix, or grouped convolutions PEFT refuses.
+
+    Each comes with the names that exist, or the ranks that fit.
+    """
     from passes.common.unweighted import build_without_values
 
     module = build_without_values(architecture)[0]
@@ -62,10 +66,28 @@ def target_problems(config: LoraConfig, architecture: Architecture) -> list[Fiel
     if targets is None:
         kind = architecture.family.name if model_type is None else f"the model type {model_type}"
         return [FieldProblem(FIELD, f"PEFT has no default for {kind}", _name_some(names))]
-    return [
+    problems = [
         FieldProblem(FIELD, f"{pattern!r} matches no linear layer of the model", _name_some(names))
         for pattern in unmatched(targets.names, names)
     ]
+    return problems + ([] if config.peft_type == "IA3" else _group_problems(config, module, names))
+
+
+def _group_problems(config: LoraConfig, module: nn.Module, names: list[str]) -> list[FieldProblem]:
+    """Return the targets that match grouped convolutions whose groups do not divide the rank."""
+    targets = config.target_modules
+    if targets is None or targets == ALL_LINEAR:
+        return []
+    groups = {name: getattr(module.get_submodule(name), "groups", 1) for name in names}
+    problems = []
+    for pattern in (targets,) if isinstance(targets, str) else targets:
+        single = pattern if isinstance(targets, str) else (pattern,)
+        matched = sorted({n for name, n in groups.items() if not unmatched(single, [name])})
+        if misfits := [str(count) for count in matched if config.r % count]:
+            reason = f"{pattern!r} matches convolutions of {', '.join(misfits)} groups, which do"
+            remedy = f"leave it out, or set `r` to a multiple of {lcm(*matched)}"
+            problems.append(FieldProblem(FIELD, f"{reason} not divide `r: {config.r}`", remedy))
+    return problems
 
 
 def adaptable_modules(module: nn.Module) -> list[str]:

@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from compressor.engine.contract import PlanContext
 from compressor.errors import ModelError, RequirementError
-from compressor.models.facts import facts_of
+from compressor.models.architecture import Architecture
+from compressor.models.facts import facts_of, planned_facts
+from compressor.models.families.autoglm_phone.family import AutoGLMPhone
 from compressor.runtimes.formats import recognize
 from passes.common import training
 from passes.lora.config import LoraConfig
@@ -152,6 +154,15 @@ def test_a_target_that_matches_nothing_is_a_plan_error(base, targets, message):
     config = LoraConfig(target_modules=targets, validation=None)
     with pytest.raises(RequirementError, match=message):
         Lora().estimate(config, facts_of(base.model), PlanContext({}))
+
+
+def test_grouped_convolutions_whose_groups_do_not_divide_the_rank_are_a_plan_error():
+    family = AutoGLMPhone()
+    facts = planned_facts(Architecture(family, family.presets["tiny"]))
+    config = LoraConfig(target_modules=("expand", "filter"), r=7, validation=None)
+    with pytest.raises(RequirementError, match=r"'filter' matches convolutions of .* groups"):
+        Lora().estimate(config, facts, PlanContext({}))
+    Lora().estimate(LoraConfig(target_modules=("expand",), validation=None), facts, PlanContext({}))
 
 
 @pytest.mark.parametrize(
