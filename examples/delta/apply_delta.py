@@ -42,12 +42,12 @@ def dequantize(tensor, payload, start):
     if tensor["encoding"] == "float16":
         halves = np.frombuffer(payload, "<f2", count, start)
         return halves.astype("<f4").reshape(shape), start + 2 * count
-    rows, width = (1, shape[0]) if len(shape) == 1 else shape
-    scale_count = width if tensor["axis"] else rows
+    rows = 1 if len(shape) == 1 else shape[0]
+    scale_count = count // rows if tensor["axis"] else rows
     scales = np.frombuffer(payload, "<f4", scale_count, start)
     integers = np.frombuffer(payload, np.int8, count, start + 4 * scale_count)
     by_row = scales[None, :] if tensor["axis"] else scales[:, None]
-    values = by_row * integers.reshape(rows, width).astype("<f4")
+    values = by_row * integers.reshape(rows, -1).astype("<f4")
     return values.reshape(shape), start + 4 * scale_count + count
 
 

@@ -24,6 +24,7 @@ from compressor.models.checkpoint.floats import float_tensors
 from compressor.runtimes.delta.build import build_result, result_of, write_files
 from compressor.runtimes.delta.identity import Base
 from compressor.runtimes.delta.manifest import (
+    MOST_AXES,
     DeltaManifest,
     Encoding,
     LossRecord,
@@ -232,8 +233,9 @@ def _rounded_contents(
 def _record(
     encoding: Literal["int8", "float16"], name: str, values: NDArray[np.float32]
 ) -> TensorRecord:
-    if values.ndim not in {1, 2} or not values.size:
-        raise _Unfit(f"{name} has the shape {list(values.shape)}; vectors and matrices are rounded")
+    if not 1 <= values.ndim <= MOST_AXES or not values.size:
+        reason = f"tensors of 1 to {MOST_AXES} axes are rounded"
+        raise _Unfit(f"{name} has the shape {list(values.shape)}; {reason}")
     if encoding == "float16" and float(np.abs(values).max()) > _LARGEST_HALF:
         raise _Unfit(f"{name} has values beyond the range of float16")
     axis = scale_axis(name, values.shape) if encoding == "int8" else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -23,10 +24,11 @@ Tensors = Mapping[str, NDArray[np.float32]]
 def scale_axis(name: str, shape: tuple[int, ...]) -> Literal[0, 1]:
     """Return the axis of the scales of a tensor: one for each vector of the rank.
 
-    Rows of A and columns of B are such vectors; the factors of (IA)³ are one.
+    Rows of A and columns of B are such vectors; the factors of (IA)³ are one. A kernel [O, I, …] of
+    a convolution is a matrix [O, I · …].
     """
     found = _PAIR.search(name)
-    is_column = len(shape) == 2 and shape[1] == 1
+    is_column = len(shape) > 1 and prod(shape[1:]) == 1
     return 1 if is_column or (found is not None and found["factor"] == "B") else 0
 
 
@@ -46,12 +48,17 @@ def relative_errors(exact: Tensors, rounded: Tensors) -> dict[str, float]:
         elif found["factor"] == "A":
             layer = name[: found.start()]
             other = _PAIR.sub(lambda match: match[0][:-1] + "B", name)
-            if other in exact:
-                a, b = (values, rounded[name]), (exact[other], rounded[other])
+            if other in exact and exact[other].shape[1] == len(values):
+                a, b = ((_matrix(exact[key]), _matrix(rounded[key])) for key in (name, other))
                 errors[layer] = _product_error(a, b)
             else:
-                errors[name] = _ratio(_norm(rounded[name] - values), _norm(values))
+                for key in {name, other} & exact.keys():  # of grouped convolutions
+                    errors[key] = _ratio(_norm(rounded[key] - exact[key]), _norm(exact[key]))
     return errors
+
+
+def _matrix(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    return values.reshape(len(values), -1)
 
 
 def _product_error(

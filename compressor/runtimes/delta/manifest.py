@@ -26,6 +26,8 @@ MARGIN_BYTES = (PREFIX_BYTES - BLOCK_BYTES) // 2
 """Bytes of the base before and after a block's own place that it may refer to."""
 MOST_ROW_VALUES = 1 << 24
 """Values of one row, and number of scales, of a tensor."""
+MOST_AXES = 5
+"""Axes of one tensor: those of a kernel of a convolution in three dimensions."""
 MOST_VALUES = 1 << 31
 """Values of one tensor."""
 MOST_NAME = 255
@@ -75,13 +77,13 @@ class TensorRecord(Record):
 
     @property
     def rows(self) -> int:
-        """Number of rows of the tensor as a matrix; a vector is one row."""
-        return self.shape[0] if len(self.shape) == 2 else 1
+        """Number of rows of the tensor as a matrix; a vector is one row, a kernel [O, I · …]."""
+        return self.shape[0] if len(self.shape) > 1 else 1
 
     @property
     def width(self) -> int:
         """Values of one row."""
-        return self.shape[-1] if self.shape else 1
+        return math.prod(self.shape[1:] if len(self.shape) > 1 else self.shape)
 
     @property
     def scales(self) -> int:
@@ -102,7 +104,7 @@ class TensorRecord(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if len(self.shape) not in {1, 2} or not all(self.shape):
+        if not 1 <= len(self.shape) <= MOST_AXES or not all(self.shape):
             raise ValueError(f"{self.name!r} has {len(self.shape)} axes or no values")
         if math.prod(self.shape) > MOST_VALUES or max(self.width, self.scales) > MOST_ROW_VALUES:
             raise ValueError(f"{self.name!r} is larger than any tensor of an adapter")

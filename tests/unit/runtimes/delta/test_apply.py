@@ -15,6 +15,7 @@ import safetensors.numpy
 from compressor.artifacts.trust import REQUIRE_SIGNATURES
 from compressor.errors import DamagedArtifactError, UsageError
 from compressor.models.adapters.base import BASE_KEY
+from compressor.models.adapters.layout import ADAPTER_WEIGHTS
 from compressor.runtimes.delta.apply import apply_package, undo_package
 from compressor.runtimes.delta.identity import open_base
 from compressor.runtimes.delta.signatures import sign_package
@@ -219,3 +220,26 @@ def test_a_reader_of_a_hundred_lines_ends_in_the_announced_digest(home, tmp_path
     assert done.stdout.strip() == output.summary["result"]
     assert open_base(tmp_path / "read").digest == output.summary["result"]
     assert json.loads((tmp_path / "read" / "base.json").read_text())["artifact"] is None
+
+
+@pytest.mark.parametrize("encoding", ["int8", "float16"])
+def test_kernels_of_convolutions_are_rounded_like_matrices(home, tmp_path, encoding):
+    adapter = shutil.copytree(home / "1" / "model", tmp_path / "adapter" / "model")
+    generator = np.random.default_rng(0)
+    shapes = {"A": (4, 6, 3, 3), "B": (8, 4, 1, 1)}
+    kernels = {
+        f"base_model.model.vision.conv.lora_{part}.weight": generator.normal(size=shape)
+        for part, shape in shapes.items()
+    }
+    values = safetensors.numpy.load_file(adapter / ADAPTER_WEIGHTS) | {
+        name: kernel.astype(np.float32) for name, kernel in kernels.items()
+    }
+    safetensors.numpy.save_file(values, adapter / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    file, output = make_package(adapter, home / "base", tmp_path, encoding=encoding)
+    command = [sys.executable, READER, file, home / "base", tmp_path / "read"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == output.summary["result"]
+    read = safetensors.numpy.load_file(tmp_path / "read" / ADAPTER_WEIGHTS)
+    for name, kernel in kernels.items():
+        assert read[name].shape == kernel.shape
+        assert np.abs(read[name] - kernel).max() < 0.02
