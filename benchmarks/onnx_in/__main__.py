@@ -6,13 +6,13 @@
     python -m benchmarks.onnx_in FOLDER --peers PEERS/bin/python [--models NAME …] \
         [--tools NAME …] [--rounds 15] [--threads 2] [--json FILE]
 
-FOLDER caches wheels, samples and models. A tool that fails is reported as failed. Error
-and cosine are those of the worst output, relative to the float model, on the evaluation samples;
-the agreement is of the outputs as the model's package reads them. On processors without VNNI, where
-integer products saturate, both are computed with float products between the rounded values, but for
-operators that are integer in the file, as those of dynamic quantization are. Latency is the ratio
-to the float model in ONNX Runtime on the CPU, median and range over interleaved rounds in random
-order.
+FOLDER caches wheels, samples and models. A tool that fails is reported as failed. Error and cosine
+are those of the worst output, relative to the float model, on the evaluation samples, with the
+median of the samples' errors; the agreement is of the outputs as the model's package reads them. On
+processors without VNNI, where integer products saturate, they are computed with float products
+between the rounded values, but for operators that are integer in the file, as those of dynamic
+quantization are. Latency is the ratio to the float model in ONNX Runtime on the CPU, median and
+range over interleaved rounds in random order.
 With as many threads as cores, other load makes single tools many times slower: use one thread
 then, whose processor time is measured.
 """

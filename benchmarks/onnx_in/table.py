@@ -15,7 +15,7 @@ Rows = list[dict[str, Any]]
 def table(model: Model, rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of a model."""
     float_row = rows[0]
-    head = f"tool | size | {model.measure} | error | cosine | latency (range) | s"
+    head = f"tool | size | {model.measure} | error (median) | cosine | latency (range) | s"
     lines = [
         f"**{model.name}**: {model.field}, exported by {model.exporter}, "
         f"{Path(float_row['file']).stat().st_size / 1e6:.1f} MB; "
@@ -31,10 +31,10 @@ def table(model: Model, rows: list[dict[str, Any]]) -> str:
         ratio = "–"
         if "median" in row:
             ratio = f"×{row['median']:.2f} ({row['least']:.2f}–{row['most']:.2f})"
+        error = f"{row['relative_error']:.4f} ({row['sample_error']:.4f})"
         lines.append(
-            f"| {name} | ×{row['size']:.3f} | {row['agreement']:.4f} "
-            f"| {row['relative_error']:.4f} | {row['cosine']:.5f} | {ratio} "
-            f"| {row['seconds']:.0f} |"
+            f"| {name} | ×{row['size']:.3f} | {row['agreement']:.4f} | {error} "
+            f"| {row['cosine']:.5f} | {ratio} | {row['seconds']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
