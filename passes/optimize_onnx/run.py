@@ -37,7 +37,7 @@ from passes.optimize_onnx.selection import (
     select_products,
 )
 from passes.optimize_onnx.smoothing import smooth_values
-from passes.optimize_onnx.verification import check_prepared, compare_with_parent
+from passes.optimize_onnx.verification import check_prepared, compare_with_parent, random_feeds
 from passes.optimize_onnx.weight_layers import weight_layers
 
 _MOST_BRANCHES = 5
@@ -63,8 +63,9 @@ def optimize(
     feeds = (
         [] if calibration is None else load_feeds(calibration, graph_inputs(graph), context, parent)
     )
-    check_prepared(config, parent, graph, feeds, context)
-    layers = shared_layers(parent, graph, feeds[0], context.threads) if feeds else {}
+    compared = feeds or random_feeds(parent, context)
+    check_prepared(config, parent, graph, compared, context)
+    layers = shared_layers(parent, graph, compared[0], context.threads) if compared else None
     summary: dict[str, Any] = {"precision": config.precision}
     if config.precision != "fp32" and (branches := branch_products(graph)):
         summary["branches"] = branches
@@ -82,7 +83,8 @@ def optimize(
             context.note(_describe_unconverted(graph, summary["kept_fp32_reasons"]))
     if config.precision in OPSETS and stores_halves(parent):
         store_as_halves(graph)
-    name_layers(graph, layers)
+    if layers is not None:
+        name_layers(graph, layers)
     save_model(graph, out, external=exceeds_protobuf(graph))
     _copy_companions(parent, out)
     if feeds:

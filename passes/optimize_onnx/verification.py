@@ -73,13 +73,13 @@ def check_prepared(
         config: the config.
         parent: folder of the parent's graph.
         graph: the prepared graph.
-        feeds: batches of samples; random inputs are made where there are none.
+        feeds: batches of samples, or random inputs; empty if the parent runs on none.
         context: threads, and notes for the user.
 
     Raises:
         ParityError: outputs differ by more than rounding explains.
     """
-    feeds = list(feeds[:_MOST_BATCHES]) or _random_feeds(parent, context)
+    feeds = feeds[:_MOST_BATCHES]
     if not feeds:
         context.note(
             "not compared with the graph as it was: it runs on no random inputs that were tried, "
@@ -119,7 +119,8 @@ def _remedy(
     return f"export the model again, {' and '.join(causes)}"
 
 
-def _random_feeds(parent: Path, context: PassContext) -> list[Batch]:
+def random_feeds(parent: Path, context: PassContext) -> list[Batch]:
+    """Return random inputs of a graph in one batch; none if it runs on none that were tried."""
     with open_session("onnx", parent, threads=context.threads) as session:
         feeds = working_inputs(session)
     return [] if feeds is None else [feeds]

@@ -2,6 +2,7 @@
 
 import pytest
 
+from compressor.runtimes.onnxruntime.layers import OnnxLayers
 from passes.optimize_onnx.config import OptimizeOnnxConfig
 from tests.support.foreign_graphs import (
     IMAGES,
@@ -56,3 +57,10 @@ def test_weights_alone_need_no_samples(tmp_path):
 def test_fields_that_do_not_go_with_it_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimizeOnnxConfig.model_validate({"weight_only": True} | fields)
+
+
+@pytest.mark.parametrize("fields", [{"weight_only": True}, {"precision": "int4"}])
+def test_layers_are_compared_without_samples_too(tmp_path, fields):
+    result = Optimized(feed_forward(), tmp_path, {"tokens": TOKENS}, calibration=None, **fields)
+    layers = [set(OnnxLayers(folder, 1).reads) for folder in (result.parent, result.out)]
+    assert layers[0] == layers[1] == {"active", "features"}
