@@ -22,7 +22,7 @@ from compressor.evaluation.records import (
 )
 from compressor.models.architecture import Architecture
 from compressor.models.capabilities.cached_generation import CachedGeneration
-from compressor.models.capabilities.signature import REST, InputSpec, Signature
+from compressor.models.capabilities.signature import REST, InputSpec, Signature, describe_shape
 from compressor.runtimes.session import input_problems, is_whole_sample, sample_specs
 
 Finding = tuple[str, str]
@@ -275,17 +275,17 @@ def _shape_problem(facts: InputFacts, spec: InputSpec) -> str | None:
     names_batch = has_batch_axis and spec.shape != (REST,)
     dimensions = spec.shape[1:] if names_batch else spec.shape
     sizes = ", ".join("?" if size is None else str(size) for size in facts.shape)
-    expected = ", ".join(map(str, dimensions))
+    expected = describe_shape(dimensions)
     is_open = dimensions[-1:] == (REST,)
     known = dimensions[:-1] if is_open else dimensions
     if len(facts.shape) < len(known) or (len(facts.shape) > len(known) and not is_open):
-        return f"a sample has the shape [{sizes}], expected [{expected}]"
+        return f"a sample has the shape [{sizes}], expected {expected}"
     for size, dimension in zip(facts.shape, known, strict=False):
         if size is None:
             continue
         if isinstance(dimension, int):
             if size != dimension:
-                return f"a sample has the shape [{sizes}], expected [{expected}]"
+                return f"a sample has the shape [{sizes}], expected {expected}"
         elif spec.longest is not None and size > spec.longest:
             return f"{dimension} is {size}; the model takes at most {spec.longest}"
     return None

@@ -13,6 +13,7 @@ import numpy as np
 
 from compressor.errors import DataError
 from compressor.evaluation.metrics import MAX_CHUNK_VALUES, Array, metric_named
+from compressor.models.capabilities.signature import describe_shape
 
 LOGITS = "logits"
 Scale = Literal["logits", "probabilities", "scores", "integers"]
@@ -46,7 +47,7 @@ def shape_problem(
         shape: its dimensions; a name stands for a size that varies.
         named: True if the user has named the output, or its name states logits.
     """
-    sizes = f"[{', '.join(map(str, shape))}]"
+    sizes = describe_shape(shape)
     if len(shape) < _CLASSES_RANK:
         return f"{metric} compares classes, and `{output}` {sizes} has one value per sample"
     if not named and len(shape) != _CLASSES_RANK:
@@ -88,7 +89,7 @@ class ClassReading:
         }[self.scale]
         return (
             f"{', '.join(metrics)}: `{self.output}` has {shape[self.axis]} classes in {where} of "
-            f"[{', '.join(map(str, ('N', *shape[1:])))}], read as {meaning}"
+            f"{describe_shape(('N', *shape[1:]))}, read as {meaning}"
         )
 
     def as_logits(self, values_PC: Array) -> Array:

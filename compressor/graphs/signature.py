@@ -7,7 +7,13 @@ from collections.abc import Iterable
 import onnx
 
 from compressor.graphs.decoder.interface import PAST_PREFIX
-from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec, Signature
+from compressor.models.capabilities.signature import (
+    REST,
+    InputSpec,
+    OutputSpec,
+    Signature,
+    describe_shape,
+)
 
 _DTYPES = {"float": "float32", "double": "float64"}
 """ONNX's name of a dtype to torch's, where they differ."""
@@ -147,5 +153,5 @@ def _tensor_type(value: onnx.ValueInfoProto) -> str:
     dtype = _dtype_name(tensor.elem_type)
     if not tensor.HasField("shape"):
         return f"{dtype}, any shape"
-    sizes = (axis.dim_param or str(axis.dim_value or "?") for axis in tensor.shape.dim)
-    return f"{dtype} [{', '.join(sizes)}]"
+    sizes = (axis.dim_param or axis.dim_value or "?" for axis in tensor.shape.dim)
+    return f"{dtype} {describe_shape(sizes)}"

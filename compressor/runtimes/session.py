@@ -12,7 +12,7 @@ import numpy as np
 
 from compressor.data.contract import Batch
 from compressor.errors import DataError
-from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec
+from compressor.models.capabilities.signature import REST, InputSpec, OutputSpec, describe_shape
 
 Array = np.ndarray[Any, Any]
 
@@ -166,7 +166,7 @@ def _range_problem(spec: InputSpec, array: Array) -> str | None:
 
 def _shape_problem(spec: InputSpec, array: Array, sizes: dict[str, tuple[int, str]]) -> str | None:
     """Return what is wrong with a shape; ``sizes`` collects variable dimensions."""
-    expected = f"[{', '.join(map(str, spec.shape))}]"
+    expected = describe_shape(spec.shape)
     is_open = spec.shape[-1:] == (REST,)
     known = spec.shape[:-1] if is_open else spec.shape
     if array.ndim < len(known) or (array.ndim > len(known) and not is_open):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,6 +12,14 @@ RECORDING_AXES = frozenset({"samples", "frames"})
 """Names of the variable dimension of a recording."""
 REST = "..."
 """Last dimension of a shape: any number of further dimensions of any size."""
+_LONGEST_NAME = 24
+"""Characters of a name of a dimension from which it is an expression, as exporters write."""
+
+
+def describe_shape(shape: Iterable[int | str]) -> str:
+    """Return the sizes of a shape; an expression such as ``floor(height/2 - 1/2) + 1`` is a `?`."""
+    sizes = (str(size) for size in shape)
+    return f"[{', '.join('?' if len(size) > _LONGEST_NAME else size for size in sizes)}]"
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from compressor.config.record import Record
-from compressor.models.capabilities.signature import InputSpec
+from compressor.models.capabilities.signature import InputSpec, describe_shape
 
 Shape = tuple[Annotated[int, Field(ge=0)], ...]
 
@@ -29,8 +29,8 @@ class Profile(Record):
     def _in_order(self) -> Profile:
         if len({len(self.min), len(self.opt), len(self.max)}) > 1:
             raise ValueError(
-                f"min {_format(self.min)}, opt {_format(self.opt)} and max {_format(self.max)} "
-                "have different numbers of dimensions"
+                f"min {describe_shape(self.min)}, opt {describe_shape(self.opt)} and max "
+                f"{describe_shape(self.max)} have different numbers of dimensions"
             )
         for axis, (low, best, high) in enumerate(zip(self.min, self.opt, self.max, strict=True)):
             if not low <= best <= high:
@@ -63,7 +63,7 @@ def expand_profiles(
 def missing_profiles(inputs: Sequence[InputSpec], profiles: Mapping[str, Profile]) -> list[str]:
     """Return one line for each dynamic input that has no profile."""
     return [
-        f"input {spec.name} {_format(spec.shape)}: it is dynamic, and has no profile"
+        f"input {spec.name} {describe_shape(spec.shape)}: it is dynamic, and has no profile"
         for spec in inputs
         if spec.name not in profiles and any(isinstance(size, str) for size in spec.shape)
     ]
@@ -102,8 +102,8 @@ def profile_problems(
 def _shape_problems(spec: InputSpec, profile: Profile) -> Iterator[str]:
     if len(profile.min) != len(spec.shape):
         yield (
-            f"min {_format(profile.min)} has {len(profile.min)} dimensions, "
-            f"the input {_format(spec.shape)} has {len(spec.shape)}"
+            f"min {describe_shape(profile.min)} has {len(profile.min)} dimensions, "
+            f"the input {describe_shape(spec.shape)} has {len(spec.shape)}"
         )
         return
     for axis, size in enumerate(spec.shape):
@@ -140,7 +140,3 @@ def _contradictions(
                     f"profile {name}: {size} ranges from {low} to {high}, "
                     f"but from {first_low} to {first_high} in {first}"
                 )
-
-
-def _format(shape: Sequence[int | str]) -> str:
-    return f"[{', '.join(map(str, shape))}]"
