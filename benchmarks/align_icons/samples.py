@@ -8,12 +8,12 @@ import numpy as np
 
 
 def load(split: str, digest: str) -> dict[str, np.ndarray]:  # noqa: ARG001 - a part of the id
-    """Return a pair for each icon and language; the label is the first pair of the icon."""
+    """Return the pairs of an icon and a name; the label is the first pair of the icon."""
     file = np.load(Path(__file__).with_name("icons.npz"))
-    vectors, concepts = file[f"{split}_vectors"], file[f"{split}_concepts"]
-    icons, languages = np.divmod(np.arange(2 * len(concepts)), 2)
+    icons, names = file[f"{split}_icons"], file[f"{split}_names"]
+    _, first, inverse = np.unique(icons, return_index=True, return_inverse=True)
     return {
-        "image_vector": vectors[icons],
-        "input_ids": (2 * concepts[icons] + languages)[:, None],
-        "label": 2 * icons,
+        "image_vector": file["vectors"][icons],
+        "input_ids": names[:, None],
+        "label": first[inverse],
     }
