@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,7 +21,7 @@ from compressor.models.facts import ModelFacts
 from compressor.models.graph_contents import GraphContents
 from passes.common.graph_conversion import conversion_estimate
 from passes.export_mnn.config import ExportMnnConfig
-from passes.export_mnn.decoder_limits import check_decoder
+from passes.export_mnn.decoder_limits import check_decoder, decoder_fields
 from passes.export_mnn.operators import missing_operators
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 
 _SIZE = {"float32": 1.0, "float16": 0.5, "int8": 0.28}
 """Size of the file in parts of the graph's, where most weights belong to products."""
+_PROCESS_BYTES = 600_000_000
+_COMPARED_BYTES = 8
+"""Bytes per weight of the comparison: torch and MNN multiply in float32."""
+_LOGIT_BYTES = 72
+"""Bytes per logit: float32 of both, and float64 of what they are compared by."""
 _MAX_BYTES = 1_900_000_000
 _FOR_TEXT = "`export-gguf` and `export-onnx` make files of language models that phones run"
 
@@ -68,7 +74,7 @@ class ExportMnn(Pass[ExportMnnConfig]):
         """
         _check_installed()
         if parent.family is not None:
-            return _estimate_decoder(config, parent)
+            return _estimate_decoder(config, parent, context)
         if config.tables is not None:
             raise RequirementError(
                 "`tables` is the type of a packed language model's embedding, and this is a graph",
@@ -108,7 +114,9 @@ class ExportMnn(Pass[ExportMnnConfig]):
         return export_mnn(config, parent.model, out, context)
 
 
-def _estimate_decoder(config: ExportMnnConfig, parent: ModelFacts) -> Estimate:
+def _estimate_decoder(
+    config: ExportMnnConfig, parent: ModelFacts, context: PlanContext
+) -> Estimate:
     """Return the estimate of a packed language model's folder.
 
     Raises:
@@ -123,7 +131,19 @@ def _estimate_decoder(config: ExportMnnConfig, parent: ModelFacts) -> Estimate:
     size = parent.size_bytes
     if size is None:
         return Estimate(parent)
-    return Estimate(parent, peak_memory_bytes=3 * size, disk_bytes=size)
+    weights = size + _COMPARED_BYTES * (parent.parameters or 0)
+    peak = _PROCESS_BYTES + weights + _logits_bytes(config, parent, context)
+    return Estimate(parent, peak_memory_bytes=peak, disk_bytes=size)
+
+
+def _logits_bytes(config: ExportMnnConfig, parent: ModelFacts, context: PlanContext) -> int:
+    """Return the memory in which the logits of a batch are compared; 0 if they are not known."""
+    facts, tree = context.data.get(config.parity.data), parent.config
+    if facts is None or tree is None:
+        return 0
+    tokens = [math.prod(entry.shape) for entry in facts.inputs or () if entry.name == "input_ids"]
+    values = sum(tokens) * int(decoder_fields(tree)["vocab_size"])
+    return _LOGIT_BYTES * values * min(config.parity.batch_size, config.parity.num_samples)
 
 
 def _decoder_export(config: ExportMnnConfig, parent: Artifact) -> DecoderExport | None:
