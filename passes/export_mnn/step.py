@@ -141,7 +141,8 @@ def _logits_bytes(config: ExportMnnConfig, parent: ModelFacts, context: PlanCont
     facts, tree = context.data.get(config.parity.data), parent.config
     if facts is None or tree is None:
         return 0
-    tokens = [math.prod(entry.shape) for entry in facts.inputs or () if entry.name == "input_ids"]
+    shapes = [entry.shape for entry in facts.inputs or () if entry.name == "input_ids"]
+    tokens = [math.prod(size or 0 for size in shape) for shape in shapes]
     values = sum(tokens) * int(decoder_fields(tree)["vocab_size"])
     return _LOGIT_BYTES * values * min(config.parity.batch_size, config.parity.num_samples)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from compressor.data.contract import DataFacts, InputFacts
 from compressor.engine.contract import PassContext, PlanContext
 from compressor.errors import ParityError, RequirementError
 from compressor.models.facts import facts_of
@@ -104,6 +105,19 @@ def test_a_plan_refuses_what_the_folder_cannot_hold(
     planned = Awq().estimate(AwqConfig.model_validate(tree), facts, context).model
     with pytest.raises(RequirementError, match=problem):
         ExportMnn().estimate(ExportMnnConfig(), planned, context)
+
+
+def test_the_memory_of_a_plan_grows_with_the_compared_tokens(tmp_path: Path) -> None:
+    facts = facts_of(pack_decoder(save_gguf_parent(tmp_path / "parent"), tmp_path / "awq").model)
+
+    def memory(tokens: int) -> int:
+        inputs = (InputFacts("input_ids", "int64", (tokens,)),)
+        context = PlanContext({"parent": facts}, {"test": DataFacts(inputs)})
+        return ExportMnn().estimate(ExportMnnConfig(), facts, context).peak_memory_bytes or 0
+
+    assert facts.config is not None
+    logits = 4 * 100 * facts.config["vocab_size"]  # of a batch of four samples
+    assert memory(200) - memory(100) >= 2 * 8 * logits  # float64 of both models
 
 
 def test_fields_of_the_other_kind_of_parent_are_refused(tmp_path: Path) -> None:
