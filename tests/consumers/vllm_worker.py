@@ -4,7 +4,8 @@
 
 The request is ``{"prompts": [[token, …], …], "images": [file or null, …], "max_tokens": n}``; the
 answer holds the generated ``tokens`` of each prompt, and as ``unpacked`` whether weights were
-multiplied unpacked.
+multiplied unpacked. With ``"logits": folder`` those after each token of prompt n are written to
+``n.npy`` there; with ``"timed": true`` the first prompt is answered again, and the answer timed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,40 @@ def _unpack_where_no_kernel() -> bool:
     return True
 
 
+def _write_logits(model: Any, prompts: list[Any], folder: Path) -> None:
+    """Write the logits after each token of each prompt, float32."""
+    import numpy as np
+    from vllm import SamplingParams
+    from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
+    computed: list[Any] = []
+    forward = LogitsProcessor.forward
+
+    def recorded(self: Any, *args: Any, **fields: Any) -> Any:
+        logits = forward(self, *args, **fields)
+        computed.append(logits.float().numpy().copy())
+        return logits
+
+    LogitsProcessor.forward = recorded
+    sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    for number, prompt in enumerate(prompts):
+        computed.clear()
+        model.generate([prompt], sampling)
+        # The last token's are computed first, for the answer; then those of the tokens before it.
+        last, before = computed
+        np.save(folder / f"{number}.npy", np.concatenate([before, last]))
+    LogitsProcessor.forward = forward
+
+
+def _seconds(model: Any, prompt: Any, max_tokens: int) -> float:
+    from vllm import SamplingParams
+
+    sampling = SamplingParams(temperature=0.0, max_tokens=max_tokens, ignore_eos=True)
+    started = time.perf_counter()
+    model.generate([prompt], sampling)
+    return time.perf_counter() - started
+
+
 def main() -> None:
     from vllm import LLM, SamplingParams
 
@@ -81,14 +117,21 @@ def main() -> None:
     model = LLM(
         model=str(folder),
         enforce_eager=True,
-        max_model_len=512,
+        max_model_len=1024,
+        enable_prefix_caching=False,
         skip_tokenizer_init=not (folder / "tokenizer.json").exists(),
     )
     prompts = [_prompt(*pair) for pair in zip(request["prompts"], request["images"], strict=True)]
     sampling = SamplingParams(temperature=0.0, max_tokens=request["max_tokens"], ignore_eos=True)
     outputs = model.generate(prompts, sampling)
     tokens = [list(output.outputs[0].token_ids) for output in outputs]
-    os.write(answer, json.dumps({"tokens": tokens, "unpacked": unpacked}).encode())
+    result: dict[str, Any] = {"tokens": tokens, "unpacked": unpacked}
+    if "logits" in request:
+        _write_logits(model, prompts, Path(request["logits"]))
+    if request.get("timed"):
+        result["first_token_seconds"] = _seconds(model, prompts[0], 1)
+        result["seconds"] = _seconds(model, prompts[0], request["max_tokens"])
+    os.write(answer, json.dumps(result).encode())
 
 
 if __name__ == "__main__":
