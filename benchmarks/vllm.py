@@ -32,7 +32,7 @@ from compressor.runtimes.formats import open_session, recognize
 from compressor.runtimes.session import Session
 
 WORKER = Path(__file__).parents[1] / "tests" / "consumers" / "vllm_worker.py"
-PROMPT, ANSWER = 256, 32
+PROMPT, ANSWER, CONTEXT = 256, 32, 1024
 
 
 class VllmSession(Session):
@@ -56,6 +56,7 @@ class VllmSession(Session):
     def ask(self, prompts: list[list[int]], **fields: Any) -> dict[str, Any]:
         """Return the worker's answer."""
         request = {"prompts": prompts, "images": [None] * len(prompts), **fields}
+        request["max_model_len"] = CONTEXT
         environment = {**os.environ, "OMP_NUM_THREADS": str(self._threads)}
         environment["PYTHONPATH"] = str(WORKER.with_name("site"))
         done = subprocess.run(

@@ -117,7 +117,7 @@ def main() -> None:
     model = LLM(
         model=str(folder),
         enforce_eager=True,
-        max_model_len=1024,
+        max_model_len=request.get("max_model_len", 512),
         enable_prefix_caching=False,
         skip_tokenizer_init=not (folder / "tokenizer.json").exists(),
     )
