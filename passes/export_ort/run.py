@@ -135,8 +135,8 @@ def _xnnpack(folder: Path, context: PassContext) -> dict[str, int]:
     problems = [problem for index in indices for problem in xnnpack_problems(index)]
     if problems:
         reasons = Counter(problem.detail for problem in problems)
-        listed = "; ".join(f"{count}: {reason}" for reason, count in reasons.most_common(3))
-        context.note(f"{len(problems)} of {convolutions} convolutions {listed}")
+        listed = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+        context.note(f"{len(problems)} of {convolutions} convolutions: {listed}")
     return {"taken": convolutions - len(problems), "left": len(problems)}
 
 

@@ -17,6 +17,7 @@ from compressor.graphs.lint.onnxruntime import onnxruntime_problems
 from compressor.graphs.lint.problem import Problem, Rule
 
 _IMAGE_RANK = 4
+_AXES = ("channels", "height", "width")
 _SIGNED, _UNSIGNED = TensorProto.INT8, TensorProto.UINT8
 
 
@@ -39,9 +40,10 @@ def _reasons(index: GraphIndex, node: onnx.NodeProto) -> Iterator[str]:
     shape = index.shapes.get(node.input[0])
     if shape is None or len(shape) != _IMAGE_RANK:
         yield "its input is not known to have the shape [batch, channels, height, width]"
-    elif unknown := [size for size in shape[1:] if not isinstance(size, int)]:
-        sizes = ", ".join(size or "?" for size in unknown)
-        yield f"channels, height and width have to be fixed, and {sizes} varies"
+    elif varying := [
+        axis for axis, size in zip(_AXES, shape[1:], strict=True) if not isinstance(size, int)
+    ]:
+        yield f"channels, height and width have to be fixed; not fixed: {', '.join(varying)}"
     elif (groups := _attribute(node, "group", 1)) not in {1, shape[1]}:
         yield f"{groups} groups of {shape[1]} channels; it takes 1, or as many as channels"
     if not index.is_weight(node.input[1]):
