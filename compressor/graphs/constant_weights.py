@@ -34,10 +34,15 @@ _LONGEST_CHAIN = 16
 """Nodes from a weight to the constants that it is computed from."""
 
 
-def fold_weights(model: ir.Model) -> None:
+def fold_weights(model: ir.Model, *, twice: bool) -> None:
     """Store the weights of layers that constants alone determine as they are read, in place.
 
     Simplifiers do so outside of branches and loops only, and not in files beyond 2 GB.
+
+    Args:
+        model: the graph.
+        twice: store a weight once more if something else reads its constant as it is, as the lookup
+            of tied embeddings does. Integers need it; elsewhere the file only grows.
     """
     constants = _Constants(model.opset_imports.get("", 1))
     for node in list(model.graph.all_nodes()):
@@ -45,11 +50,21 @@ def fold_weights(model: ir.Model) -> None:
             value = node.inputs[position] if position < len(node.inputs) else None
             if value is None or value.producer() is None or not constants.is_constant(value):
                 continue
+            if not twice and _is_read_elsewhere(value):
+                continue
             stored = constants.store(model.graph, value)
             for reader, index in list(value.uses()) if stored is not None else ():
                 reader.replace_input_with(index, stored)
     for graph in reversed(list(model.graphs())):
         remove_unused(graph)
+
+
+def _is_read_elsewhere(value: ir.Value) -> bool:
+    """Return True if a constant that a value is moved from has a reader that moves nothing."""
+    node = value.producer()
+    if node is None:
+        return any(use.node.op_type not in _MOVES for use in value.uses())
+    return any(_is_read_elsewhere(each) for each in node.inputs if each is not None)
 
 
 @dataclass(slots=True)

@@ -56,7 +56,7 @@ def prepare_graph(config: OptimizeOnnxConfig, model: Path, note: Callable[[str],
         if config.precision in OPSETS:
             fold_transposes(graph)
         if config.precision != "fp32":
-            fold_weights(graph)
+            fold_weights(graph, twice=config.precision in OPSETS)
     if config.precision in OPSETS:
         fold_gemm_factors(graph)
         split_einsums(graph)

@@ -33,6 +33,7 @@ from passes.optimize_onnx.selection import (
     branch_products,
     check_weights,
     float_operators,
+    float_weights,
     is_ignored,
     select_products,
 )
@@ -183,7 +184,7 @@ def _to_int8(
     return result.model, {
         "products": len(names),
         "kept_float": sorted({*_product_names(graph), *layers} - set(names)),
-        "float_operators": _float_operators(graph, list(layers.values()), context),
+        "float_operators": _float_operators(config, graph, list(layers.values()), context),
         "corrected_biases": result.corrected_biases,
         **({"embeddings": result.tables} if config.stores_tables else {}),
         **({"smoothed": smoothed} if config.rounds_values else {"weight_only": True}),
@@ -196,13 +197,15 @@ def _product_names(graph: ir.Model) -> list[str]:
 
 
 def _float_operators(
-    graph: ir.Model, layers: Sequence[ir.Node], context: PassContext
+    config: OptimizeOnnxConfig, graph: ir.Model, layers: Sequence[ir.Node], context: PassContext
 ) -> dict[str, int]:
-    """Return what multiplies in float all the same, and note it."""
-    counts = float_operators(graph, float_products(graph), layers)
+    """Return what multiplies in float all the same, or has its weights in float, and note it."""
+    count_operators = float_operators if config.rounds_values else float_weights
+    counts = count_operators(graph, float_products(graph), layers)
     if counts:
         listed = ", ".join(f"{count} {operator}" for operator, count in counts.items())
-        context.note(f"without an integer form, so in float: {listed}")
+        where = "so in float" if config.rounds_values else "so with weights in float"
+        context.note(f"without an integer form, {where}: {listed}")
     return counts
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -105,12 +105,27 @@ def float_operators(
     """
     nodes = {*(product.node for product in products)}
     nodes |= {node for node in layers if node.op_type == "LSTM"}
-    counts = Counter(
-        node.op_type
-        for node in graph.graph.all_nodes()
-        if node.op_type in _MULTIPLYING and node not in nodes
+    return _count(node for node in _multiplying(graph) if node not in nodes)
+
+
+def float_weights(
+    graph: ir.Model, products: Sequence[Product], layers: Sequence[ir.Node] = ()
+) -> dict[str, int]:
+    """Return the operators whose weights are not stored as integers, with their number."""
+    nodes = {*(product.node for product in products), *layers}
+    return _count(
+        node
+        for node in _multiplying(graph)
+        if node not in nodes and (node.op_type not in PRODUCTS or _has_weight(node))
     )
-    return dict(sorted(counts.items()))
+
+
+def _multiplying(graph: ir.Model) -> Iterator[ir.Node]:
+    return (node for node in graph.graph.all_nodes() if node.op_type in _MULTIPLYING)
+
+
+def _count(nodes: Iterable[ir.Node]) -> dict[str, int]:
+    return dict(sorted(Counter(node.op_type for node in nodes).items()))
 
 
 def branch_products(graph: ir.Model) -> dict[str, int]:
@@ -137,8 +152,10 @@ def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
 
 def _has_weight(node: ir.Node) -> bool:
     weight = node.inputs[1] if node.op_type in PRODUCTS and len(node.inputs) > 1 else None
-    if weight is None:
-        return False
-    producer = weight.producer()
-    is_constant = producer is not None and producer.op_type in {"Constant", "Identity", "Transpose"}
-    return is_constant or weight.const_value is not None
+    while weight is not None and (producer := weight.producer()) is not None:
+        if producer.op_type == "Constant":
+            return True
+        if producer.op_type not in {"Identity", "Transpose"}:
+            return False
+        weight = producer.inputs[0]
+    return weight is not None and weight.const_value is not None

@@ -28,6 +28,18 @@ def test_fp16_halves_the_file_and_keeps_the_types_of_inputs_and_outputs(tmp_path
     assert 0 < result.error() < 0.003
 
 
+def test_fp16_stores_tied_embeddings_once(tmp_path):
+    model = feed_forward()
+    nodes = [node("Transpose", "table", "head", perm=[1, 0]), node("MatMul", "features head", "y")]
+    model.graph.node.extend(nodes)
+    model.graph.output[0].name = "y"
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 300
+    result = Optimized(model, tmp_path, {"tokens": TOKENS}, precision="fp16")
+    before, after = result.sizes()
+    assert after < 0.6 * before
+    assert result.error() < 0.01
+
+
 def test_values_beyond_the_range_of_fp16_stay_in_fp32(tmp_path):
     nodes = [node("MatMul", "x w", "huge"), node("MatMul", "huge v", "y")]
     weights = {"w": 4e4 * np.abs(weight(8, 8)), "v": weight(8, 8) * 1e-4}

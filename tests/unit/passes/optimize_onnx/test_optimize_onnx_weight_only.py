@@ -1,16 +1,21 @@
 """INT8 weights with values in float: closer to the parent, as small, and without samples."""
 
+import numpy as np
 import pytest
+from onnx import helper
 
 from compressor.runtimes.onnxruntime.layers import OnnxLayers
 from passes.optimize_onnx.config import OptimizeOnnxConfig
+from tests.support.engines import node
 from tests.support.foreign_graphs import (
     IMAGES,
     TOKENS,
     Optimized,
     feed_forward,
+    graph,
     optimized_operators,
     residual_network,
+    weight,
 )
 
 
@@ -64,3 +69,18 @@ def test_layers_are_compared_without_samples_too(tmp_path, fields):
     result = Optimized(feed_forward(), tmp_path, {"tokens": TOKENS}, calibration=None, **fields)
     layers = [set(OnnxLayers(folder, 1).reads) for folder in (result.parent, result.out)]
     assert layers[0] == layers[1] == {"active", "features"}
+
+
+def test_weights_that_stay_in_float_are_counted(tmp_path):
+    nodes = [
+        node("MatMul", "x w", "h"),
+        node("Transpose", "h", "t", perm=[0, 2, 1]),
+        node("MatMul", "h t", "scores"),  # has no weight
+        helper.make_node("GRU", ["scores", "input", "recurrent"], ["", "y"], hidden_size=4),
+    ]
+    weights = {"w": weight(8, 4), "input": weight(1, 12, 5), "recurrent": weight(1, 12, 4)}
+    model = graph(nodes, weights, {"x": ["T", 5, 8]}, {"y": None})
+    samples = {"x": np.ones((6, 5, 8), np.float32)}
+    result = Optimized(model, tmp_path, samples, calibration=None, weight_only=True)
+    assert result.summary["float_operators"] == {"GRU": 1}
+    assert "without an integer form, so with weights in float: 1 GRU" in result.notes
