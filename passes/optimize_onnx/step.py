@@ -25,7 +25,10 @@ _SIZE = {"fp32": 1.0, "fp16": 0.5, "int8": 0.26, "int4": 0.16}
 """Part of the parent's size that a graph has whose weights are all converted."""
 _BASE_MEMORY_BYTES = 1_200_000_000
 """The process with torch and ONNX Runtime, and the observed values of a batch."""
-_WEIGHT_COPIES = 6
+_WEIGHT_COPIES, _LARGE_COPIES = 6, 4
+"""Copies of the weights that are in memory at once. Beyond 2 GB they stay in their file until they
+are rounded, and nothing simplifies them."""
+_LARGE_BYTES = 1_900_000_000
 _BASE_SECONDS = 2.0
 
 
@@ -113,7 +116,8 @@ class OptimizeOnnx(Pass[OptimizeOnnxConfig]):
                 graph_contents=None if planned is None else lambda: planned,
             ),
             None,
-            _BASE_MEMORY_BYTES + _WEIGHT_COPIES * weight_bytes,
+            _BASE_MEMORY_BYTES
+            + weight_bytes * (_LARGE_COPIES if weight_bytes > _LARGE_BYTES else _WEIGHT_COPIES),
             size,
         )
 
