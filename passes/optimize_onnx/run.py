@@ -180,6 +180,7 @@ def _to_int8(
         summary |= kept.summary()
         if kept.names:
             context.note(f"kept in float: {', '.join(kept.names)}")
+    context.progress("round weights", 0, len(names), {})
     result = graphs.build(names)
     return result.model, {
         "products": len(names),
