@@ -5,6 +5,8 @@ Shapes: O output channels, K weights per output channel.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -88,9 +90,25 @@ def weight_scales(weight: Tensor, grid: Grid, choice: Literal["min-max", "mse"])
     """
     weight_OK = weight.detach().flatten(1)
     rows = max(1, _VALUES_AT_ONCE // max(1, weight_OK.shape[1]))
-    return torch.cat(
-        [_row_scales(part.double(), grid, choice) for part in torch.split(weight_OK, rows)]
-    )
+    with _one_thread():
+        return torch.cat(
+            [_row_scales(part.double(), grid, choice) for part in torch.split(weight_OK, rows)]
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread.
+
+    More of them wait for each other after every part, which takes up to a hundred times as long
+    where other processes compute too.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _row_scales(weight_OK: Tensor, grid: Grid, choice: Literal["min-max", "mse"]) -> Tensor:
