@@ -65,6 +65,8 @@ def save_model(model: ir.Model, folder: Path, *, external: bool, name: str = MOD
         StorageError: the disk is full, or the folder cannot be written.
     """
     data = f"{name}.data" if external else None
+    if not external:  # weights that still lie in the parent's file would be looked for here
+        ir.external_data.load_to_model(model)
     with writing(folder):
         ir.save(model, folder / name, external_data=data, size_threshold_bytes=_SMALL_TENSOR_BYTES)
     return [name] if data is None else [name, data]
