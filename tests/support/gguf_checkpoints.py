@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import transformers
 
-from compressor.engine.contract import PassContext, PassOutput
+from compressor.engine.contract import PassContext, PassOutput, PlanContext
+from compressor.models.facts import facts_of
 from passes.export_gguf.architectures import IMAGE_ENDS
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.step import ExportGguf
@@ -137,3 +138,8 @@ def edit_tokenizer(folder: Path, **parts: Any) -> None:
     """Replace parts of a checkpoint's tokenizer.json."""
     file = folder / "tokenizer.json"
     file.write_text(json.dumps(json.loads(file.read_bytes()) | parts))
+
+
+def plan_gguf(folder: Path, **fields: Any) -> None:
+    """Check what a plan knows of an export."""
+    ExportGguf().estimate(ExportGgufConfig(**fields), facts_of(folder), PlanContext({}))

@@ -99,7 +99,7 @@ def _no_parent(parent: int) -> None:
 
 
 class WarmWorker:
-    """What ``MeasuringProcess`` uses of a ``subprocess.Popen``."""
+    """A measuring process, with the part of ``subprocess.Popen`` that ``MeasuringProcess`` uses."""
 
     def __init__(self, address: Path, environment: Mapping[str, str]) -> None:
         self._connection = _connect(address)

@@ -142,7 +142,7 @@ def _python_module(source: str, samples: Sequence[InputFacts] = ()) -> StartingP
 def _called(
     function: str, name: str, code: dict[str, str], hints: Sequence[InputHint]
 ) -> ModelFacts:
-    """Return what calling the module tells; nothing if its code may not run, or it fails."""
+    """Return the facts of the module after one call; none if its code may not run, or it fails."""
     from compressor.models.families.module.probing import complete
 
     if not code_is_allowed():

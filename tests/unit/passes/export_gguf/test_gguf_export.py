@@ -27,6 +27,7 @@ from tests.support.gguf_checkpoints import (
     LLAMA_3_ROTARY,
     edit_tokenizer,
     export_gguf,
+    plan_gguf,
     save_gguf_parent,
 )
 
@@ -288,19 +289,14 @@ def test_models_without_a_row_are_refused_with_the_table(tmp_path: Path) -> None
     )
 
 
-def plan(folder: Path, **fields: Any) -> None:
-    """Check what a plan knows of an export."""
-    ExportGguf().estimate(ExportGgufConfig(**fields), facts_of(folder), PlanContext({}))
-
-
 def test_an_unknown_rule_is_refused_unless_its_name_is_stated(tmp_path: Path) -> None:
     parent = save_gguf_parent(tmp_path / "parent")
     split = {"type": "Split", "pattern": {"Regex": "x+"}, "behavior": "Isolated", "invert": False}
     edit_tokenizer(parent.model, pre_tokenizer=split)
     with pytest.raises(RequirementError, match=r"a rule that has no known name .*'x\+'"):
-        plan(parent.model)
+        plan_gguf(parent.model)
     with pytest.raises(RequirementError, match="a rule that has no known name"):
-        plan(pack_decoder(parent, tmp_path / "awq", gguf_scales=True).model)
+        plan_gguf(pack_decoder(parent, tmp_path / "awq", gguf_scales=True).model)
     file, _ = export_gguf(parent, tmp_path / "b", pre_tokenizer="gpt-2")
     assert read_keys(file)["tokenizer.ggml.pre"] == "gpt-2"
 
@@ -309,7 +305,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     parent = save_gguf_parent(tmp_path / "parent")
     (parent.model / "tokenizer.json").unlink()
     with pytest.raises(RequirementError, match=r"has no tokenizer\.json"):
-        plan(parent.model)
+        plan_gguf(parent.model)
 
 
 def test_a_damaged_tokenizer_and_a_name_that_llamacpp_trips_over_are_refused(
@@ -317,7 +313,7 @@ def test_a_damaged_tokenizer_and_a_name_that_llamacpp_trips_over_are_refused(
 ) -> None:
     parent = save_gguf_parent(tmp_path / "parent")
     with pytest.raises(RequirementError, match="looks up tokens of Phi-3"):
-        plan(parent.model, name="my-phi-3")
+        plan_gguf(parent.model, name="my-phi-3")
     edit_tokenizer(parent.model, model={"type": "BPE"})
     with pytest.raises(ModelError, match=r"tokenizer\.json: it is no tokenizer"):
-        plan(parent.model)
+        plan_gguf(parent.model)

@@ -22,7 +22,12 @@ from passes.awq.step import Awq
 from passes.export_gguf.config import ExportGgufConfig
 from passes.export_gguf.step import ExportGguf
 from tests.support.decoders import pack_decoder
-from tests.support.gguf_checkpoints import edit_tokenizer, export_gguf, save_gguf_parent
+from tests.support.gguf_checkpoints import (
+    edit_tokenizer,
+    export_gguf,
+    plan_gguf,
+    save_gguf_parent,
+)
 from tests.support.processors import TREE
 
 gguf = pytest.importorskip("gguf")
@@ -52,11 +57,6 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         for tensor in reader.tensors
     }
     return keys, tensors
-
-
-def plan(folder: Path, **fields: Any) -> None:
-    """Check what a plan knows of an export."""
-    ExportGguf().estimate(ExportGgufConfig(**fields), facts_of(folder), PlanContext({}))
 
 
 def test_the_tower_has_the_names_and_keys_of_llamacpps_converter(tmp_path: Path) -> None:
@@ -137,18 +137,18 @@ def test_a_plan_refuses_towers_that_llamacpp_does_not_compute(tmp_path: Path) ->
     tower = {**tree["vision_config"], "hidden_act": "gelu"}
     (folder / "config.json").write_text(json.dumps({**tree, "vision_config": tower}))
     with pytest.raises(RequirementError, match="`hidden_act: gelu` of the vision tower"):
-        plan(folder)
+        plan_gguf(folder)
 
 
 def test_a_plan_refuses_checkpoints_that_lack_what_images_need(tmp_path: Path) -> None:
     folder = save_gguf_parent(tmp_path / "parent", "glm4v").model
-    plan(folder)
+    plan_gguf(folder)
     (folder / "preprocessor_config.json").unlink()
     with pytest.raises(RequirementError, match="no image processor states image_mean"):
-        plan(folder)
+        plan_gguf(folder)
     edit_tokenizer(folder, added_tokens=[])
     with pytest.raises(RequirementError, match=r"the tokenizer has no <\|begin_of_image\|>"):
-        plan(folder)
+        plan_gguf(folder)
 
 
 def test_a_plan_lists_layers_of_the_tower_that_no_block_holds(tmp_path: Path) -> None:
