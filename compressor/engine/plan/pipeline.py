@@ -42,6 +42,10 @@ class DataSet:
     config: SourceConfig
 
 
+_DEFINING_SECTIONS = ("data", "evaluate", "passes")
+"""Sections that define what others name: data sets, metrics and steps."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pipeline:
     """A pipeline whose form has been checked."""
@@ -73,13 +77,19 @@ def draft_pipeline(
 ) -> Pipeline:
     """Return a pipeline to plan: what it cannot state does not hide what else is wrong with it.
 
-    Unknown keys and problems of ``model:`` are left to the planner.
+    Unknown keys and problems of ``model:`` are left to the planner, unless a section is misspelt:
+    all names that it defines would then be unknown too.
 
     Raises:
         ConfigError: lists every other problem of form, and every problem of a data set.
     """
     document = override(read_document(path), overrides)
-    return _draft(document, SourceContext(_base(document), allow_code))
+    pipeline = _draft(document, SourceContext(_base(document), allow_code))
+    absent = [name for name in _DEFINING_SECTIONS if name not in document.tree]
+    unknown = document.tree.keys() - PipelineConfig.model_fields.keys()
+    if pipeline.problems and any(discovery.closest(str(key), absent) for key in unknown):
+        raise ConfigError(pipeline.problems)
+    return pipeline
 
 
 def data_set_problems(

@@ -7,7 +7,7 @@ import pytest
 
 from compressor.artifacts.store import Store
 from compressor.data.contract import SourceContext
-from compressor.engine.plan.pipeline import load_pipeline
+from compressor.engine.plan.pipeline import draft_pipeline, load_pipeline
 from compressor.engine.plan.plan import Plan, evaluate_of
 from compressor.engine.plan.planner import make_plan
 from compressor.errors import CompressError, ConfigError
@@ -172,6 +172,24 @@ def test_a_reference_that_no_runtime_executes_is_an_error(
     monkeypatch.setattr("toy.Toy.produces", "delta")
     edit(toy_pipeline, "rounds: 3}", "rounds: 3, from: source}")
     assert "'second' cannot be the reference: no runtime executes delta" in message(toy_pipeline)
+
+
+@pytest.mark.parametrize(
+    ("section", "typo"), [("passes", "pases"), ("evaluate", "evalute"), ("data", "dta")]
+)
+def test_a_misspelt_section_is_the_only_problem(tmp_path: Path, section: str, typo: str) -> None:
+    file = tmp_path / "pipeline.yaml"
+    text = (
+        "version: 1\nname: toy\nmodel: {path: model}\n"
+        "data: {test: {source: phone-bed, split: test}}\n"
+        "evaluate: {accuracy: {data: test}}\n"
+        "passes: [{type: toy, name: first}]\n"
+        "gates: [{metric: top1, max_drop: 0.01, step: first, against: source}]\n"
+    )
+    file.write_text(text.replace(f"{section}:", f"{typo}:", 1))
+    with pytest.raises(ConfigError) as caught:
+        draft_pipeline(file)
+    assert [problem.what for problem in caught.value.problems] == [f"unknown key {typo!r}"]
 
 
 def test_a_gate_on_a_step_before_the_reference_is_an_error(toy_pipeline: Path) -> None:
